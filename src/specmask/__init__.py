@@ -1,0 +1,62 @@
+"""specmask: self-speculative masked diffusion, exact from the first draft to the last bit."""
+
+from specmask.errors import UserError
+from specmask.likelihood import (
+    Conditionals,
+    Elbo,
+    Score,
+    conditionals,
+    elbo,
+    evaluate,
+    expected_passes,
+    log_prob,
+    random_orders,
+    score,
+)
+from specmask.masking import ConstantWindow, CosineWindow, FullWindow, LinearWindow
+from specmask.models.checkpoint import Model, load, save, wrap
+from specmask.models.hybrid import HybridConfig, HybridTransformer
+from specmask.samplers import (
+    SAMPLERS,
+    Ancestral,
+    AnyOrder,
+    Frame,
+    Samples,
+    Speculative,
+    sample,
+    stream,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SAMPLERS",
+    "Ancestral",
+    "AnyOrder",
+    "Conditionals",
+    "ConstantWindow",
+    "CosineWindow",
+    "Elbo",
+    "Frame",
+    "FullWindow",
+    "HybridConfig",
+    "HybridTransformer",
+    "LinearWindow",
+    "Model",
+    "Samples",
+    "Score",
+    "Speculative",
+    "UserError",
+    "conditionals",
+    "elbo",
+    "evaluate",
+    "expected_passes",
+    "load",
+    "log_prob",
+    "random_orders",
+    "sample",
+    "save",
+    "score",
+    "stream",
+    "wrap",
+]

@@ -1,0 +1,104 @@
+"""Figures from results files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+from specmask.bench.run import Point, frontier
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OURS, PLAIN = "#0b6e4f", "#b04a2f"
+_TICKS = (4, 8, 16, 32, 64, 128, 256)
+
+
+def quality_figure(path: Path, points: Sequence[Point]) -> None:
+    """Spelling accuracy, entropy and exact bits per character against NFE, plain and ours."""
+    samples = [p for p in points if p["kind"] == "samples"]
+    laws = [p for p in points if p["kind"] == "law"]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for label, colour, mine in (("plain", PLAIN, False), ("self-speculative", OURS, True)):
+        drawn = sorted(
+            (p for p in samples if (p["sampler"] == "speculative") is mine), key=lambda p: p["nfe"]
+        )
+        for axis, key in ((axes[0], "spelling"), (axes[1], "entropy")):
+            axis.errorbar(
+                [p["nfe"] for p in drawn],
+                [p[key] for p in drawn],
+                yerr=[2 * p[f"{key}_se"] for p in drawn],
+                color=colour,
+                marker="o",
+                markersize=4,
+                linewidth=1.5,
+                label=label,
+            )
+        best = frontier([p for p in laws if p["plain"] is not mine], "bits", -1)
+        axes[2].errorbar(
+            [p["nfe"] for p in best],
+            [p["bits"] for p in best],
+            color=colour,
+            marker="o",
+            markersize=4,
+            linewidth=1.5,
+            label=label,
+        )
+    titles = (
+        "spelling accuracy of samples",
+        "unigram entropy of samples (nats)",
+        "exact bits per character, held-out rows",
+    )
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=10)
+        _nfe_axis(axis)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def loss_figure(path: Path, log: Sequence[dict[str, Any]]) -> None:
+    """Both losses against training tokens, in bits per character (paper, Figure 2)."""
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for name, colour in (("draft", PLAIN), ("target", OURS)):
+        train = [row for row in log if row.get("kind") == "train"]
+        held_out = [row for row in log if row.get("kind") == "validation"]
+        axis.plot(
+            [row["tokens"] for row in train],
+            [row[f"{name}_bits"] for row in train],
+            color=colour,
+            alpha=0.3,
+            linewidth=1,
+        )
+        axis.plot(
+            [row["tokens"] for row in held_out],
+            [row[f"{name}_bits"] for row in held_out],
+            color=colour,
+            marker="o",
+            markersize=4,
+            label=f"{name}, validation (averaged weights)",
+        )
+    axis.set_xscale("log")
+    axis.set_xlabel("training tokens")
+    axis.set_ylabel("bits per character")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _nfe_axis(axis: Axes) -> None:
+    axis.set_xscale("log", base=2)
+    low, high = axis.get_xlim()
+    ticks = [tick for tick in _TICKS if low <= tick <= high]
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.set_xlabel("NFE (passes of the whole network)")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)

@@ -1,0 +1,147 @@
+"""Every random draw of a token: counter-based uniforms, tempering, inverse CDF, accept-prefix.
+
+One uniform belongs to one (seed, row, position, purpose, counter). It is computed, not taken from a
+stream, so a row's result cannot depend on the batch it rides in or on what was drawn before it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+class Purpose(IntEnum):
+    """What a uniform is for; two purposes never share one."""
+
+    ORDER = 0
+    DRAFT = 1
+    ACCEPT = 2
+    RESIDUAL = 3
+    REVEAL = 4
+    TRAIN_ORDER = 5
+    TRAIN_REVEALED = 6
+
+
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10 (Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, SC 2011).
+
+    Args:
+        counter: four broadcastable int64 tensors of 32-bit words, the block's number.
+        key: two 32-bit words.
+
+    Returns:
+        Four int64 tensors of 32-bit random words.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # The int64 product wraps, but its 64 bits are those of the unsigned product.
+        low, high = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((high >> 32) & _WORD) ^ c1 ^ k0,
+            high & _WORD,
+            ((low >> 32) & _WORD) ^ c3 ^ k1,
+            low & _WORD,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
+    return c0, c1, c2, c3
+
+
+def uniform(seed: int, *words: Tensor | int) -> Tensor:
+    """Uniforms in [0, 1) with 53 random bits, a pure function of their arguments.
+
+    Args:
+        seed: the key, 0 ≤ seed < 2⁶⁴.
+        words: up to four broadcastable integers in [0, 2³²), at least one of them a tensor, which
+            gives the device: (row, position, purpose, counter).
+
+    Returns:
+        float64 of the broadcast shape.
+    """
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed {seed}: expected 0 <= seed < 2**64")
+    device = next(word.device for word in words if isinstance(word, Tensor))
+    padded = (*words, 0, 0, 0, 0)[:4]
+    counter = tuple(torch.as_tensor(word, dtype=torch.int64, device=device) for word in padded)
+    a, b, _, _ = philox(
+        torch.broadcast_tensors(*counter),  # type: ignore[arg-type]
+        (seed & _WORD, seed >> 32),
+    )
+    return ((a >> 5) * (1 << 26) + (b >> 6)).double() * 2.0**-53
+
+
+def log_probabilities(
+    logits: Tensor, temperature: float = 1.0, top_p: float = 1.0
+) -> Float64[Tensor, "*batch vocab"]:
+    """Tempered log-probabilities in float64.
+
+    Args:
+        logits: (..., V), any float type.
+        temperature: divides the logits; 0 puts all mass on the largest (the first of equals).
+        top_p: keeps the smallest set of likeliest symbols whose mass reaches top_p, 0 < top_p ≤ 1.
+    """
+    scores = logits.double()
+    if temperature == 0:
+        best = torch.full_like(scores, -torch.inf)
+        return best.scatter_(-1, scores.argmax(-1, keepdim=True), 0.0)
+    log_p = torch.log_softmax(scores / temperature if temperature != 1 else scores, dim=-1)
+    if top_p < 1:
+        ranked, symbols = log_p.sort(dim=-1, descending=True, stable=True)
+        mass_before = ranked.exp().cumsum(-1).roll(1, -1)
+        mass_before[..., 0] = 0
+        ranked = ranked.masked_fill(mass_before >= top_p, -torch.inf)
+        log_p = torch.empty_like(log_p).scatter_(-1, symbols, ranked).log_softmax(-1)
+    return log_p
+
+
+def draw(
+    probabilities: Float64[Tensor, "*batch vocab"], uniforms: Float64[Tensor, "*batch"]
+) -> Int64[Tensor, "*batch"]:
+    """One symbol per row by inverse CDF; `probabilities` need not be normalised.
+
+    A symbol of probability zero is never drawn.
+    """
+    cdf = probabilities.cumsum(-1)
+    total = cdf[..., -1:]
+    # u·total may round up to total itself; the largest value below it belongs to the last symbol.
+    below = torch.nextafter(total, torch.zeros_like(total))
+    threshold = torch.minimum(uniforms[..., None] * total, below)
+    return torch.searchsorted(cdf, threshold, right=True)[..., 0]
+
+
+def accept_prefix(
+    log_draft: Float64[Tensor, "rows ranks"],
+    log_target: Float64[Tensor, "rows ranks"],
+    uniforms: Float64[Tensor, "rows ranks"],
+    inside: Bool[Tensor, "rows ranks"],
+) -> Int64[Tensor, "rows"]:
+    """How many leading drafts of each row are accepted (method.md §4).
+
+    Draft d is accepted with probability min(1, p(d)/q(d)); the scan of a row ends at its first
+    rejection or at its first rank that is not `inside` the row's window.
+    """
+    accept = (uniforms.log() < log_target - log_draft) & inside
+    return accept.long().cumprod(-1).sum(-1)
+
+
+def draw_residual(
+    draft: Float64[Tensor, "rows vocab"],
+    target: Float64[Tensor, "rows vocab"],
+    uniforms: Float64[Tensor, "rows"],
+) -> Int64[Tensor, "rows"]:
+    """A symbol from (p − q)₊ normalised, the law of a rejected rank (method.md §4).
+
+    Where (p − q)₊ vanishes within rounding, p = q and the symbol is drawn from p.
+    """
+    residual = (target - draft).clamp_min(0)
+    vanished = residual.sum(-1, keepdim=True) <= 1e-12
+    return draw(torch.where(vanished, target, residual), uniforms)

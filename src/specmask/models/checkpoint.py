@@ -1,0 +1,253 @@
+"""The model folder: config.json, model.safetensors, tokenizer.json, README.md (the card).
+
+Written to a temporary sibling, synced and renamed, so that a folder is whole or absent. Nothing is
+pickled: loading a folder from a stranger runs no code of theirs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from specmask.errors import UserError
+from specmask.models.hybrid import HybridConfig, HybridTransformer
+from specmask.models.protocol import Denoiser
+from specmask.models.zoo import ZOO, zoo_folder
+
+CONFIG, WEIGHTS, TOKENIZER, CARD = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "README.md",
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network and, where it reads text, its tokenizer; what every public function takes."""
+
+    network: Denoiser
+    tokenizer: Tokenizer | None = None
+    name: str = "network"
+
+    @property
+    def device(self) -> torch.device:
+        parameters = getattr(self.network, "parameters", None)
+        first = next(iter(parameters()), None) if parameters else None
+        return first.device if first is not None else torch.device("cpu")
+
+
+def wrap(network: Denoiser, tokenizer: Tokenizer | None = None) -> Model:
+    """A bare network as a model, for tests and research. Put in eval mode if it has one."""
+    if isinstance(network, torch.nn.Module):
+        network.eval()
+    return Model(network, tokenizer)
+
+
+# ----------------------------------------------------------------------------------------- files
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_folder(
+    folder: Path, files: Mapping[str, bytes | Callable[[Path], None]], *, overwrite: bool = False
+) -> None:
+    """Make `folder` with all of `files` or not at all.
+
+    Args:
+        folder: the folder to make; its parents are made too.
+        files: name → content, or a function that writes the file at the path it is given.
+        overwrite: replace a folder that exists.
+
+    Raises:
+        UserError: the folder exists, or the disk is full or not writable; nothing old is lost.
+    """
+    if folder.exists() and not overwrite:
+        raise UserError(f"{folder} exists: choose another folder or pass --overwrite")
+    scratch = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    try:
+        scratch.mkdir(parents=True)
+        for name, content in files.items():
+            path = scratch / name
+            if callable(content):
+                content(path)
+            else:
+                path.write_bytes(content)
+            _sync(path)
+        _sync(scratch)
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.rename(folder)
+        _sync(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise UserError(
+            f"could not write {folder}: {error}. Nothing that was saved before is lost; "
+            "free some space or choose another folder"
+        ) from error
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ------------------------------------------------------------------------------------ save, load
+
+
+def save(
+    folder: str | Path,
+    network: HybridTransformer,
+    tokenizer: Tokenizer | None = None,
+    card: str | None = None,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model folder.
+
+    Args:
+        folder: where to. network: its weights and config. tokenizer: optional.
+        card: Markdown for README.md. dtype: e.g. torch.bfloat16 to halve the file; default as is.
+        overwrite: replace an existing folder.
+
+    Raises:
+        UserError: a weight is not finite; the folder exists; the disk is full.
+    """
+    state = {
+        name: value.detach().to("cpu", dtype or value.dtype).contiguous()
+        for name, value in network.state_dict().items()
+    }
+    _check_finite(state, str(folder))
+    folder = Path(folder)
+
+    def write_config(path: Path) -> None:
+        config = {
+            "architecture": "hybrid",
+            "network": asdict(network.config),
+            "sha256": {WEIGHTS: file_sha256(path.parent / WEIGHTS)},
+        }
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+    files: dict[str, bytes | Callable[[Path], None]] = {
+        WEIGHTS: lambda path: save_file(state, path),
+        CONFIG: write_config,
+    }
+    if tokenizer is not None:
+        files[TOKENIZER] = tokenizer.to_str(pretty=True).encode()
+    if card is not None:
+        files[CARD] = card.encode()
+    write_folder(folder, files, overwrite=overwrite)
+
+
+def load(name_or_folder: str | Path, device: str | torch.device = "cpu") -> Model:
+    """A model from the zoo by name, or from a folder; weights in float32, eval mode.
+
+    Raises:
+        UserError: no such name or folder, a missing or damaged file, a missing, superfluous or
+            misshapen tensor, a weight that is not finite.
+    """
+    folder = Path(name_or_folder)
+    if str(name_or_folder) in ZOO:
+        folder = zoo_folder(str(name_or_folder))
+    if not folder.is_dir():
+        raise UserError(
+            f"no model {str(name_or_folder)!r}: expected a folder or one of {', '.join(ZOO)}"
+        )
+    config = _read_config(folder)
+    state = _read_weights(folder, config)
+    network = HybridTransformer(_network_config(folder, config))
+    _check_names(folder, network.state_dict(), state)
+    network.load_state_dict({name: value.float() for name, value in state.items()})
+    network.to(device).eval()
+    path = folder / TOKENIZER
+    tokenizer = Tokenizer.from_file(str(path)) if path.exists() else None
+    return Model(network, tokenizer, folder.name)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.exists():
+        raise UserError(f"{folder} holds no {CONFIG}: not a model folder")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): the folder is damaged") from None
+    if config.get("architecture") != "hybrid":
+        raise UserError(
+            f"{path}: architecture {config.get('architecture')!r}, expected 'hybrid'; "
+            "a newer version of specmask may know it"
+        )
+    return config
+
+
+def _network_config(folder: Path, config: dict[str, Any]) -> HybridConfig:
+    known, got = {f.name for f in fields(HybridConfig)}, set(config.get("network", {}))
+    if extra := got - known:
+        raise UserError(f"{folder / CONFIG}: unknown network settings {', '.join(sorted(extra))}")
+    try:
+        return HybridConfig(**config["network"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG}: network settings are incomplete ({error})") from None
+
+
+def _read_weights(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise UserError(f"{folder} holds no {WEIGHTS}: not a model folder")
+    expected, got = config.get("sha256", {}).get(WEIGHTS), file_sha256(path)
+    if expected != got:
+        raise UserError(
+            f"{path} is damaged: its sha256 is {got[:12]}…, {CONFIG} says {str(expected)[:12]}…; "
+            "copy the folder again or load another checkpoint"
+        )
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read as safetensors: {error}") from None
+    _check_finite(state, str(path))
+    return state
+
+
+def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(
+                f"{where}: tensor {name!r} holds NaN or infinity; use an earlier checkpoint"
+            )
+
+
+def _check_names(folder: Path, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
+    for what, names in (
+        ("misses tensor", expected.keys() - got.keys()),
+        ("has an unexpected tensor", got.keys() - expected.keys()),
+    ):
+        if names:
+            raise UserError(f"{folder / WEIGHTS} {what} {min(names)!r} ({len(names)} in all)")
+    for name, value in expected.items():
+        if got[name].shape != value.shape:
+            raise UserError(
+                f"{folder / WEIGHTS}: tensor {name!r} is {tuple(got[name].shape)}, "
+                f"config.json asks for {tuple(value.shape)}"
+            )

@@ -1,0 +1,374 @@
+"""The self-speculative network: bidirectional trunk that drafts, causal head that verifies.
+
+Paper: *Self-Speculative Masked Diffusions*, arXiv 2510.03929, §3; method.md §2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from specmask.errors import UserError
+
+
+@dataclass(frozen=True)
+class HybridConfig:
+    """Sizes of a `HybridTransformer`.
+
+    vocab_size: data symbols V; the mask is one more.
+    length: longest row, in tokens.
+    width: channels; divisible by heads, and width / heads by 4 (two rotations share a head).
+    heads: attention heads.
+    trunk_layers: bidirectional blocks L_nc ≥ 1.
+    head_layers: causal blocks L_c ≥ 1.
+    mlp_hidden: hidden channels of the gated MLP; default 8/3·width rounded up to 64, which gives
+        it the parameters of a plain MLP of 4·width.
+    residual: add the trunk's output at the predicted position to the head's (paper, Table 1).
+    tie_embeddings: unembed with the embedding matrix.
+    """
+
+    vocab_size: int
+    length: int
+    width: int
+    heads: int
+    trunk_layers: int
+    head_layers: int = 1
+    mlp_hidden: int | None = None
+    residual: bool = True
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "length", "width", "heads", "trunk_layers", "head_layers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.width % (4 * self.heads):
+            raise UserError(
+                f"width={self.width} with heads={self.heads}: expected a width divisible by "
+                f"4·heads = {4 * self.heads}"
+            )
+
+    @property
+    def hidden(self) -> int:
+        """Channels inside the MLP."""
+        return self.mlp_hidden or -(-8 * self.width // 3 // 64) * 64
+
+
+# ----------------------------------------------------------------------------------------- parts
+
+
+def rotary_angles(positions: Tensor, pairs: int) -> Tensor:
+    """(..., K) positions → (..., K, pairs) angles, geometric frequencies from 1 to 1/10000."""
+    exponent = torch.arange(pairs, device=positions.device, dtype=torch.float32) / pairs
+    return positions.float()[..., None] * 10000.0**-exponent
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn channel pairs (c, c + half) of (B, H, K, C) by (B or 1, K, C/2) angles."""
+    cos, sin = angles.cos()[:, None].to(x.dtype), angles.sin()[:, None].to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm whose gain follows its input's type, so that the fused kernel serves bf16 too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with rotary attention and a gated MLP, no biases."""
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__()
+        width, self.heads = config.width, config.heads
+        self.attention_norm = RMSNorm(width, eps=1e-6)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.mlp_norm = RMSNorm(width, eps=1e-6)
+        self.mlp_in = nn.Linear(width, 2 * config.hidden, bias=False)
+        self.mlp_out = nn.Linear(config.hidden, width, bias=False)
+
+    def keys_values(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, C) → keys, already turned, and values, each (B, H, K, C/H)."""
+        k, v = self.key_value(self.attention_norm(x)).chunk(2, dim=-1)
+        return rotate(self._split(k), angles), self._split(v)
+
+    def attend(
+        self, x: Tensor, angles: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
+    ) -> Tensor:
+        """The block's output for (B, K, C) tracks that look at the given keys and values."""
+        q = rotate(self._split(self.query(self.attention_norm(x))), angles)
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        x = x + self.attention_out(seen.transpose(1, 2).flatten(2))
+        gate, value = self.mlp_in(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + self.mlp_out(F.silu(gate) * value)
+
+    def forward(
+        self, x: Tensor, angles: Tensor, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        k, v = self.keys_values(x, angles)
+        return self.attend(x, angles, k, v, mask, causal)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Blocks(nn.ModuleList):
+    """A list of blocks that says so to the type checker."""
+
+    def __init__(self, config: HybridConfig, count: int) -> None:
+        super().__init__(Block(config) for _ in range(count))
+
+    def __iter__(self) -> Iterator[Block]:  # type: ignore[override]
+        return super().__iter__()  # type: ignore[return-value]
+
+
+class Trunk(nn.Module):
+    """Bidirectional blocks over positions, the mask symbol where nothing is revealed."""
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__()
+        self.pairs = config.width // config.heads // 2
+        self.embed = nn.Embedding(config.vocab_size + 1, config.width)
+        self.blocks = Blocks(config, config.trunk_layers)
+        self.norm = RMSNorm(config.width, eps=1e-6)
+        self.unembed = (
+            None
+            if config.tie_embeddings
+            else nn.Linear(config.width, config.vocab_size, bias=False)
+        )
+        self.vocab_size = config.vocab_size
+
+    def forward(
+        self, tokens: Int64[Tensor, "rows length"], lengths: Int64[Tensor, "rows"] | None = None
+    ) -> Float[Tensor, "rows length width"]:
+        """Hidden states of one trunk pass; positions at or beyond `lengths` are not attended to."""
+        position = torch.arange(tokens.shape[1], device=tokens.device)
+        mask = None
+        if lengths is not None and bool((lengths < tokens.shape[1]).any()):
+            mask = (position < lengths[:, None])[:, None, None]
+        angles = rotary_angles(position[None], self.pairs)
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x, angles, mask)
+        return x
+
+    def symbols(self, normed: Tensor) -> Tensor:
+        """Normalised (..., C) → (..., V) logits. The mask has no logit, so it is never drawn."""
+        if self.unembed is not None:
+            return self.unembed(normed)
+        return F.linear(normed, self.embed.weight[: self.vocab_size])
+
+
+class Head(nn.Module):
+    """Causal blocks over tracks along σ; the track of rank d predicts rank d (method.md §2)."""
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__()
+        self.pairs = config.width // config.heads // 4
+        self.start = nn.Parameter(torch.zeros(2 * config.width))
+        self.combine = nn.Linear(3 * config.width, config.width, bias=False)
+        self.blocks = Blocks(config, config.head_layers)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.norm = RMSNorm(config.width, eps=1e-6)
+        self.residual = config.residual
+
+    def tracks(
+        self, ranks: Tensor, embedded: Tensor, hidden: Tensor, order: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Input and rotary angles of the tracks of (B, K) ranks.
+
+        Args:
+            ranks: (B, K) in 0..L−1.
+            embedded: (B, K, C) embedding of the token at each rank − 1; unused at rank 0.
+            hidden: (B, L, C) trunk output in rank order.
+            order: (B, L) positions in rank order.
+        """
+        before = (ranks - 1).clamp(min=0)
+        first = (ranks == 0)[..., None]
+        here = _gather(hidden, ranks)
+        # The track of rank d reads the token at rank d−1, h at σ(d−1), h at σ(d).
+        read = torch.cat((embedded, _gather(hidden, before)), dim=-1)
+        read = torch.where(first, self.start.to(read.dtype), read)
+        x = self.combine(torch.cat((read, here), dim=-1))
+        # Half of the channels are turned by σ(d−1), half by σ(d); the start stands at −1.
+        position_read = torch.where(ranks == 0, -1, order.gather(1, before))
+        angles = torch.cat(
+            (
+                rotary_angles(position_read, self.pairs),
+                rotary_angles(order.gather(1, ranks), self.pairs),
+            ),
+            dim=-1,
+        )
+        return x, angles
+
+    def predict(self, x: Tensor, here: Tensor) -> Tensor:
+        """Normalised output. The residual is h at the position predicted, not the one read."""
+        y = self.out(x)
+        return self.norm(y + here if self.residual else y)
+
+
+def _gather(x: Tensor, index: Tensor) -> Tensor:
+    """(B, L, C) at (B, K) → (B, K, C)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+# ---------------------------------------------------------------------------------------- prefix
+
+
+@dataclass
+class HybridPrefix:
+    """One trunk pass as the head sees it, with a slot per rank for each layer's keys and values.
+
+    Slot L takes what padding tracks write; nobody reads it.
+    """
+
+    hidden: Tensor  # (B, L, C) in rank order
+    order: Tensor  # (B, L)
+    keys: list[Tensor]  # per layer (B, H, L + 1, C/H)
+    values: list[Tensor]
+    rows: Tensor  # (B,) which batch rows these are
+
+    def take(self, rows: Tensor) -> HybridPrefix:
+        return HybridPrefix(
+            self.hidden[rows],
+            self.order[rows],
+            [k[rows] for k in self.keys],
+            [v[rows] for v in self.values],
+            self.rows[rows],
+        )
+
+    def store(self, layer: int, ranks: Tensor, k: Tensor, v: Tensor) -> None:
+        slots = ranks[:, None, :, None].expand_as(k)
+        self.keys[layer].scatter_(2, slots, k)
+        self.values[layer].scatter_(2, slots, v)
+
+
+# --------------------------------------------------------------------------------------- network
+
+
+class HybridTransformer(nn.Module):
+    """One transformer, two laws: `draft` from the trunk, `target` from the causal head.
+
+    At initialisation the head's output is zero, so with the residual the target equals the draft.
+    """
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size, self.mask_id, self.length = (
+            config.vocab_size,
+            config.vocab_size,
+            config.length,
+        )
+        self.trunk_layers, self.head_layers = config.trunk_layers, config.head_layers
+        self.trunk = Trunk(config)
+        self.head = Head(config)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(self.head.start, std=0.02)
+        # Residual branches start small, so that depth does not grow the variance (GPT-2).
+        depth = 2 * (self.trunk_layers + self.head_layers)
+        for block in [*self.trunk.blocks, *self.head.blocks]:
+            nn.init.normal_(block.attention_out.weight, std=0.02 / depth**0.5)
+            nn.init.normal_(block.mlp_out.weight, std=0.02 / depth**0.5)
+        if self.config.residual:
+            nn.init.zeros_(self.head.out.weight)
+
+    # ------------------------------------------------------------------------------ training
+
+    def features(
+        self, masked: Tensor, tokens: Tensor, order: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Both laws' normalised features at every rank, the head fed real tokens (method.md §3).
+
+        Args:
+            masked: (B, L) the trunk's input. tokens: (B, L) the real row. order: (B, L) σ.
+            lengths: (B,) or None for rows of full length.
+
+        Returns:
+            draft and target features, each (B, L, C) in rank order; `logits` turns them into
+            logits, at as many ranks as the caller needs.
+        """
+        hidden = _gather(self.trunk(masked, lengths), order)
+        ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        # Padding stands at the last ranks, so the causal mask hides it from every real track.
+        embedded = self.trunk.embed(tokens.gather(1, order).roll(1, dims=1)).to(hidden.dtype)
+        x, angles = self.head.tracks(ranks, embedded, hidden, order)
+        for block in self.head.blocks:
+            x = block(x, angles, causal=True)
+        return self.trunk.norm(hidden), self.head.predict(x, hidden)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(..., C) normalised features → (..., V) logits."""
+        return self.trunk.symbols(features)
+
+    # ------------------------------------------------------------------------------ sampling
+
+    def draft_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """(B, L, C), (B, K) → (B, K, V): unembedding at the asked positions only."""
+        return self.logits(self.trunk.norm(_gather(hidden, positions)))
+
+    def prefix(
+        self, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor
+    ) -> HybridPrefix:
+        """Keys and values of the tracks of ranks < revealed, once per trunk pass."""
+        rows, length, _ = hidden.shape
+        heads, channels = self.config.heads, self.config.width // self.config.heads
+        slots = (rows, heads, length + 1, channels)
+        prefix = HybridPrefix(
+            _gather(hidden, order),
+            order,
+            [hidden.new_zeros(slots) for _ in self.head.blocks],
+            [hidden.new_zeros(slots) for _ in self.head.blocks],
+            torch.arange(rows, device=hidden.device),
+        )
+        known = int(revealed.max())
+        if known:
+            ranks = torch.arange(known, device=hidden.device).expand(rows, known)
+            self._run(prefix, ranks, tokens.gather(1, order), keys_only=True)
+        return prefix
+
+    def verify(
+        self,
+        prefix: HybridPrefix,
+        ranks: Int64[Tensor, "rows ranks"],
+        drafts: Int64[Tensor, "rows length"],
+    ) -> Float[Tensor, "rows ranks vocab"]:
+        """Target logits of the window's tracks alone; see `Verifier.verify`."""
+        x = self._run(prefix, ranks, drafts)
+        here = _gather(prefix.hidden, ranks.clamp(max=drafts.shape[1] - 1))
+        return self.logits(self.head.predict(x, here))
+
+    def _run(
+        self, prefix: HybridPrefix, ranks: Tensor, drafts: Tensor, keys_only: bool = False
+    ) -> Tensor:
+        """The head's blocks on some tracks, storing keys and values; the last block's output.
+
+        With `keys_only` the last block stops after its keys and values: nobody reads its output.
+        """
+        inside = ranks.clamp(max=drafts.shape[1] - 1)
+        embedded = self.trunk.embed(drafts.gather(1, (inside - 1).clamp(min=0)))
+        embedded = embedded.to(prefix.hidden.dtype)
+        x, angles = self.head.tracks(inside, embedded, prefix.hidden, prefix.order)
+        reach = int(inside.max()) + 1
+        mask = (torch.arange(reach, device=ranks.device) <= ranks[..., None])[:, None]
+        for layer, block in enumerate(self.head.blocks):
+            prefix.store(layer, ranks, *block.keys_values(x, angles))
+            if keys_only and layer + 1 == len(self.head.blocks):
+                break
+            k, v = prefix.keys[layer][:, :, :reach], prefix.values[layer][:, :, :reach]
+            x = block.attend(x, angles, k, v, mask, causal=False)
+        return x

@@ -1,0 +1,127 @@
+"""What a sampler may ask of a network, and the meter that counts what it asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class Prefix(Protocol):
+    """What the verifier keeps of one trunk pass; `rows` are the batch rows it still holds."""
+
+    rows: Tensor
+
+    def take(self, rows: Tensor) -> Prefix:
+        """The prefix of some of the rows, by index into the present ones."""
+        ...
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A network that fills in masks independently. Symbols are 0..V−1; the mask is `mask_id`."""
+
+    vocab_size: int
+    mask_id: int
+    length: int
+    trunk_layers: int
+    head_layers: int
+
+    def trunk(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """(B, L) tokens, (B,) lengths → hidden (B, L, C): one trunk pass."""
+        ...
+
+    def draft_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Hidden, (B, K) positions → (B, K, V) logits, at those positions only."""
+        ...
+
+
+@runtime_checkable
+class Verifier(Denoiser, Protocol):
+    """A denoiser with a causal head along an order: the target law of self-speculation."""
+
+    def prefix(self, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor) -> Prefix:
+        """Keys and values of the revealed tracks, computed once per trunk pass."""
+        ...
+
+    def verify(self, prefix: Prefix, ranks: Tensor, drafts: Tensor) -> Tensor:
+        """Target logits of a run of ranks: one verify pass.
+
+        Args:
+            prefix: from the same trunk pass. Keys and values of `ranks` are kept in it, so that a
+                later round needs only its own tracks.
+            ranks: (B, K) consecutive ranks per row; L marks padding, whose logits mean nothing.
+                Every rank below a row's first must be revealed or have been in an earlier round.
+            drafts: (B, L) tokens in rank order: the revealed ones, then the drafts. The logits of
+                rank d depend on those below d only.
+
+        Returns:
+            (B, K, V) logits.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes made for each row, and what they cost in passes of the whole network."""
+
+    trunk: Tensor
+    verify: Tensor
+    trunk_layers: int
+    head_layers: int
+
+    @property
+    def nfe(self) -> Tensor:
+        """(L_nc·n_t + L_c·n_v)/(L_nc + L_c) per row, float64 (method.md §5)."""
+        cost = self.trunk_layers * self.trunk.double() + self.head_layers * self.verify.double()
+        return cost / (self.trunk_layers + self.head_layers)
+
+    def take(self, rows: Tensor) -> Passes:
+        return replace(self, trunk=self.trunk[rows], verify=self.verify[rows])
+
+
+class Meter:
+    """A network that counts its own passes per row, so that a sampler cannot miscount them.
+
+    `rows` names the rows of the batch that the next calls are about; the driver sets it.
+    """
+
+    def __init__(self, network: Denoiser, rows: int, device: torch.device | str = "cpu") -> None:
+        self._network = network
+        self.rows = torch.arange(rows, device=device)
+        self._trunk = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._verify = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.vocab_size, self.mask_id, self.length = (
+            network.vocab_size,
+            network.mask_id,
+            network.length,
+        )
+        self.trunk_layers, self.head_layers = network.trunk_layers, network.head_layers
+
+    @property
+    def passes(self) -> Passes:
+        """The counts so far, of every row the meter was made for."""
+        return Passes(
+            self._trunk.clone(), self._verify.clone(), self.trunk_layers, self.head_layers
+        )
+
+    def trunk(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        self._trunk[self.rows] += 1
+        return self._network.trunk(tokens, lengths)
+
+    def draft_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        return self._network.draft_logits(hidden, positions)
+
+    def prefix(self, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor) -> Prefix:
+        return self._verifier.prefix(hidden, tokens, order, revealed)
+
+    def verify(self, prefix: Prefix, ranks: Tensor, drafts: Tensor) -> Tensor:
+        self._verify[self.rows[prefix.rows]] += 1
+        return self._verifier.verify(prefix, ranks, drafts)
+
+    @property
+    def _verifier(self) -> Verifier:
+        assert isinstance(self._network, Verifier)  # samplers that verify refuse others up front
+        return self._network

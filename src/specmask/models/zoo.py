@@ -1,0 +1,30 @@
+"""The models that ship with the package, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """Where a model is, under which licence, and the figure its card promises."""
+
+    folder: str
+    license: str
+    description: str
+
+
+ZOO: dict[str, ZooEntry] = {
+    "text8-small": ZooEntry(
+        folder="zoo/text8-small",
+        license="weights Apache-2.0; sources of the training text in the card",
+        description="characters a-z and space, 256 long, trained on English prose",
+    ),
+}
+
+
+def zoo_folder(name: str) -> Path:
+    """The folder of a shipped model, inside the installed package."""
+    return Path(str(files("specmask"))) / ZOO[name].folder

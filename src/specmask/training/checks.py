@@ -1,0 +1,99 @@
+"""What is looked at before a training starts, so that it fails at once or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from specmask.errors import UserError
+from specmask.models.hybrid import HybridTransformer
+from specmask.training import checkpoints
+from specmask.training.checkpoints import Checkpoint
+from specmask.training.config import CADENCE, TrainConfig
+from specmask.training.ema import trained
+
+
+def check_input(
+    network: HybridTransformer, first: Tensor, config: TrainConfig, validation: Tensor | None
+) -> None:
+    """Refuse weights and tokens that training would choke on; `first` is the batch of step 0."""
+    for name, parameter in trained(network).items():
+        if parameter.dtype != torch.float32:
+            raise UserError(
+                f"{name} is {parameter.dtype}, expected float32 weights: call network.float() "
+                "(precision='bf16' casts inside the step)"
+            )
+    if not trained(network):
+        raise UserError("the network has no parameter to train: none has requires_grad")
+    _check_tokens("batches(0)", first, network)
+    if len(first) != config.batch_size:
+        raise UserError(f"batches(0) has {len(first)} rows, not batch_size {config.batch_size}")
+    if validation is not None:
+        _check_tokens("validation", validation, network)
+
+
+def identify(network: HybridTransformer, first: Tensor, config: TrainConfig) -> dict[str, Any]:
+    """What makes a run this run, as JSON gives it back."""
+    parts = {
+        "config": dataclasses.asdict(config),
+        "network": dataclasses.asdict(network.config),
+        "data": {"first_batch": hashlib.sha256(first.numpy().tobytes()).hexdigest()},
+    }
+    identity: dict[str, Any] = json.loads(json.dumps(parts))
+    return identity
+
+
+def open_run(
+    out: Path, identity: dict[str, Any], resume: bool, console: Console | None
+) -> Checkpoint | None:
+    """The checkpoint to go on from, once it is sure that nothing of another run is in the way."""
+    if not resume and (checkpoints.exist(out) or (out / "model").exists()):
+        raise UserError(
+            f"{out} already holds a run: pass --resume to go on with it, or choose another folder"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = checkpoints.newest(out, console) if resume else None
+    if checkpoint is not None:
+        _check_same(checkpoint, identity)
+    if console is not None and resume:
+        found = f"going on from step {checkpoint.step}" if checkpoint else "starting from step 0"
+        console.print(f"{found} in {out}", soft_wrap=True, highlight=False)
+    return checkpoint
+
+
+def _check_same(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
+    differing = []
+    for section, now in identity.items():
+        then = checkpoint.state[section]
+        for key in sorted(now.keys() | then.keys()):
+            if then.get(key) != now.get(key) and not (section == "config" and key in CADENCE):
+                differing.append(f"{section}.{key} (was {then.get(key)}, now {now.get(key)})")
+    if differing:
+        raise UserError(
+            f"{checkpoint.folder} belongs to a different run: {', '.join(differing)}. Resume with "
+            "the settings it was started with, or choose another folder"
+        )
+
+
+def _check_tokens(name: str, tokens: Tensor, network: HybridTransformer) -> None:
+    if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.numel() == 0:
+        raise UserError(
+            f"{name} is {tokens.dtype} of shape {tuple(tokens.shape)}, expected int64 (rows, D)"
+        )
+    if tokens.shape[1] > network.length:
+        raise UserError(
+            f"{name} has rows of {tokens.shape[1]} tokens, the network takes {network.length}"
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= network.vocab_size:
+        raise UserError(
+            f"{name} has tokens from {low} to {high}, the network's symbols are "
+            f"0 to {network.vocab_size - 1}: was it made with another tokenizer?"
+        )

@@ -1,0 +1,80 @@
+"""The joint training loss: one forward pass, two terms (paper §3.2; method.md §3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from specmask.categorical import Purpose, uniform
+from specmask.masking import order_by
+
+if TYPE_CHECKING:
+    from specmask.models.hybrid import HybridTransformer
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Mean over rows, in nats per token; each bounds the row's negative log-likelihood / D."""
+
+    draft_nll: Float[Tensor, ""]
+    target_nll: Float[Tensor, ""]
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """What training minimises: both terms with weight one."""
+        return self.draft_nll + self.target_nll
+
+
+def draw_masks(
+    seed: int, step: int, lengths: Int64[Tensor, "rows"], width: int
+) -> tuple[Int64[Tensor, "rows length"], Int64[Tensor, "rows"]]:
+    """Uniform orders σ and low-discrepancy numbers of revealed ranks i for one batch.
+
+    A pure function of its arguments, so a resumed run needs no random state. The i of a batch
+    are one uniform shifted by k/B around the circle: each is uniform on 0..D−1, together even.
+
+    Args:
+        seed, step: name the batch. lengths: (B,) tokens of each row. width: L, the padded length.
+
+    Returns:
+        order (B, L) and revealed (B,) with 0 ≤ i < D.
+    """
+    rows = torch.arange(len(lengths), device=lengths.device)
+    positions = torch.arange(width, device=lengths.device)
+    keys = uniform(seed, rows[:, None], positions, Purpose.TRAIN_ORDER, step)
+    order = order_by(keys, torch.zeros_like(keys, dtype=torch.bool), lengths)
+    shift = uniform(seed, torch.zeros_like(rows), 0, Purpose.TRAIN_REVEALED, step)
+    circle = (shift + rows.double() / len(rows)) % 1.0
+    return order, torch.minimum((circle * lengths).long(), lengths - 1)
+
+
+def loss_terms(
+    network: HybridTransformer,
+    tokens: Int64[Tensor, "rows length"],
+    order: Int64[Tensor, "rows length"],
+    revealed: Int64[Tensor, "rows"],
+    lengths: Int64[Tensor, "rows"] | None = None,
+) -> LossTerms:
+    """1/(D−i) · Σ_{d≥i} −log q_i(d) and the same for p_i, averaged over rows (method.md §3)."""
+    length = tokens.shape[1]
+    ranks = torch.arange(length, device=tokens.device)
+    ends = torch.full_like(revealed, length) if lengths is None else lengths
+    scored = (ranks >= revealed[:, None]) & (ranks < ends[:, None])  # in rank order
+    hide = torch.zeros_like(scored).scatter(1, order, scored)  # in position order
+    masked = tokens.masked_fill(hide, network.mask_id)
+    draft, target = network.features(masked, tokens, order, lengths)
+
+    row, rank = scored.nonzero(as_tuple=True)
+    symbols = tokens.gather(1, order)[row, rank]
+    weight = 1.0 / ((ends - revealed)[row] * len(tokens))
+
+    def nll(features: Tensor) -> Tensor:
+        logits = network.logits(features[row, rank]).float()
+        return (weight * F.cross_entropy(logits, symbols, reduction="none")).sum()
+
+    return LossTerms(nll(draft), nll(target))
