@@ -73,7 +73,7 @@ def uniform(seed: int, *words: Tensor | int) -> Tensor:
     padded = (*words, 0, 0, 0, 0)[:4]
     counter = tuple(torch.as_tensor(word, dtype=torch.int64, device=device) for word in padded)
     a, b, _, _ = philox(
-        torch.broadcast_tensors(*counter),  # type: ignore[arg-type]
+        torch.broadcast_tensors(*counter),
         (seed & _WORD, seed >> 32),
     )
     return ((a >> 5) * (1 << 26) + (b >> 6)).double() * 2.0**-53

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import json
 import math
-import platform
-import re
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeAlias,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
 import tyro
@@ -18,15 +29,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import specmask
+from specmask.bench.run import settings_of, show
+from specmask.data.batches import Batches, windows
 from specmask.data.corpora import load_corpus
 from specmask.data.files import read_text
-from specmask.data.batches import Batches, windows
 from specmask.data.tokenizers import encode
 from specmask.demo import DemoArgs, demo
 from specmask.errors import UserError, unknown
 from specmask.masking import Window, parse_window
 from specmask.models.hybrid import HybridConfig, HybridTransformer
-from specmask.recipes import RECIPES, recipe
+from specmask.recipes import recipe
 from specmask.samplers import SAMPLERS
 from specmask.training.config import TrainConfig
 from specmask.training.loop import train, versions
@@ -37,50 +49,60 @@ console = Console(stderr=True)
 # ------------------------------------------------------------- settings of tables, as options
 
 
-def _optional(owner: type, hint: Any) -> Any:
-    """The option's type for a field: windows and names are words, the rest is itself."""
-    if hint is Window or get_origin(hint) is Literal:
-        return str | None
-    return hint if type(None) in get_args(hint) else hint | None
+def _field_docs(owner: type) -> dict[str, str]:
+    """The string that stands below each field of a dataclass, as one line."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+    assert isinstance(tree.body[0], ast.ClassDef)
+    body, docs = tree.body[0].body, {}
+    for above, below in itertools.pairwise(body):
+        if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr):
+            name, text = ast.unparse(above.target), ast.literal_eval(below.value)
+            docs[name] = " ".join(text.split())
+    return docs
 
 
-def _union(tables: dict[str, type], skip: frozenset[str] = frozenset()) -> list[tuple[Any, ...]]:
+def _union(tables: dict[str, type], skip: frozenset[str] = frozenset()) -> list[Any]:
     """One optional field for every setting that any of the dataclasses has.
 
     So a sampler that is added to `SAMPLERS` has its settings on the command line at once.
     """
-    notes: dict[str, list[str]] = {}
     types: dict[str, Any] = {}
+    helps: dict[str, list[str]] = {}
     for name, owner in tables.items():
-        hints = get_type_hints(owner)
+        hints, docs = get_type_hints(owner), _field_docs(owner)
         for item in fields(owner):
             if item.name in skip:
                 continue
-            default = "" if item.default is MISSING else f" [{_show(item.default)}]"
-            choices = get_args(hints[item.name])
-            words = " | ".join(choices) if get_origin(hints[item.name]) is Literal else ""
-            notes.setdefault(item.name, []).append(f"{name}{default} {words}".strip())
-            types.setdefault(item.name, _optional(owner, hints[item.name]))
+            hint = hints[item.name]
+            word = hint is Window or get_origin(hint) is Literal
+            types.setdefault(item.name, str if word else hint)
+            default = "" if item.default is MISSING else f" [{show(item.default)}]"
+            prefix = f"{name}{default}: " if name else f"{default.lstrip()} "
+            helps.setdefault(item.name, []).append(f"{prefix}{docs[item.name]}")
     return [
-        (name, Annotated[types[name], tyro.conf.arg(help="; ".join(notes[name]))], field(default=None))
-        for name in notes
+        (name, Annotated[kind | None, _option(kind, helps[name])], field(default=None))
+        for name, kind in types.items()
     ]
 
 
-def _show(value: Any) -> str:
-    """A default as one would type it."""
-    if isinstance(value, Window):
-        return f"{type(value).__name__.removesuffix('Window').lower()}:" + ":".join(
-            str(number) for number in vars(value).values()
-        )
-    return str(value)
+def _option(kind: Any, helps: list[str]) -> Any:
+    """How an optional setting shows in --help: its kind and its tables' defaults, not None."""
+    kinds = [one for one in get_args(kind) if one is not type(None)]
+    name = (kinds[0] if kinds and get_origin(kind) is not tuple else kind).__name__.upper()
+    text = "\n".join(dict.fromkeys(helps))
+    return tyro.conf.arg(metavar=name, help=text, help_behavior_hint="")
 
 
-SamplerOptions = make_dataclass("SamplerOptions", _union(SAMPLERS), frozen=True)
-TrainOptions = make_dataclass("TrainOptions", _union({"recipe": TrainConfig}), frozen=True)
-NetworkOptions = make_dataclass(
-    "NetworkOptions", _union({"recipe": HybridConfig}, frozenset({"vocab_size"})), frozen=True
-)
+if TYPE_CHECKING:
+    SamplerOptions: TypeAlias = Any
+    TrainOptions: TypeAlias = Any
+    NetworkOptions: TypeAlias = Any
+else:
+    SamplerOptions = make_dataclass("SamplerOptions", _union(SAMPLERS), frozen=True)
+    TrainOptions = make_dataclass("TrainOptions", _union({"": TrainConfig}), frozen=True)
+    NetworkOptions = make_dataclass(
+        "NetworkOptions", _union({"": HybridConfig}, frozenset({"vocab_size"})), frozen=True
+    )
 
 
 def _given(options: Any) -> dict[str, Any]:
@@ -118,10 +140,10 @@ class Train:
 
     recipe: tyro.conf.Positional[str]
     """One of: text8-small, text8, openwebtext, characters."""
-    data: Path
-    """Text file: raw, .gz, .xz or .zip."""
     out: Path
     """Folder of the run: log.jsonl, checkpoints/, model/."""
+    data: Path | None = None
+    """Text file: raw, .gz, .xz or .zip. Recipes for text8 fetch that corpus without it."""
     resume: bool = False
     """Continue from the newest sound checkpoint in --out."""
     network: tyro.conf.OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
@@ -193,6 +215,8 @@ def run_train(args: Train) -> None:
     plan = recipe(args.recipe)
     config = replace(plan.train, **_given(args.train))
     network_config = replace(plan.network, **_given(args.network))
+    if args.data is None and plan.corpus != "text8":
+        raise UserError(f"recipe {plan.name!r} needs a text: pass --data FILE")
     corpus = load_corpus(args.data, plan.corpus)
     network_config = replace(network_config, vocab_size=corpus.tokenizer.get_vocab_size())
     torch.manual_seed(config.seed)
@@ -360,7 +384,9 @@ def _score_rows(
                         / tokens.shape[1],
                         "expected_trunk_passes": trunk,
                         "expected_verify_passes": verify,
-                        "expected_nfe": (network.trunk_layers * trunk + network.head_layers * verify)
+                        "expected_nfe": (
+                            network.trunk_layers * trunk + network.head_layers * verify
+                        )
                         / layers,
                         "model": args.model,
                         "sampler": args.sampler,
@@ -371,14 +397,6 @@ def _score_rows(
                 )
                 progress.advance(task)
     return lines
-
-
-def settings_of(sampler: Any) -> dict[str, Any]:
-    """A sampler's settings for a results file; windows as one types them."""
-    return {
-        name: _show(value) if isinstance(value, Window) else value
-        for name, value in vars(sampler).items()
-    }
 
 
 # ---------------------------------------------------------------------------------------- parts
@@ -414,31 +432,33 @@ def _check_device(name: str) -> None:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
 
 
-Command = Annotated[
-    Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Sample, tyro.conf.subcommand("sample")]
-    | Annotated[Score, tyro.conf.subcommand("score")]
-    | Annotated[DemoArgs, tyro.conf.subcommand("demo")],
-    tyro.conf.FlagConversionOff,
-]
+COMMANDS: dict[type, Callable[[Any], None]] = {
+    Train: run_train,
+    Sample: run_sample,
+    Score: run_score,
+    DemoArgs: demo,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
     args = tyro.cli(
-        Train | Sample | Score | DemoArgs,  # type: ignore[arg-type]
+        Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Sample, tyro.conf.subcommand("sample")]
+        | Annotated[Score, tyro.conf.subcommand("score")]
+        | Annotated[DemoArgs, tyro.conf.subcommand("demo")],
         prog="specmask",
         description="Self-speculative masked diffusion: train, sample and score.",
         args=argv,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:
-        {Train: run_train, Sample: run_sample, Score: run_score, DemoArgs: demo}[type(args)](args)
+        COMMANDS[type(args)](args)
     except UserError as error:
-        console.print(f"specmask: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        print(f"specmask: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        console.print("specmask: interrupted")
+        print("specmask: interrupted", file=sys.stderr)
         return 130
     return 0
 

@@ -17,11 +17,9 @@ from specmask.masking import parse_window
 from specmask.metrics.entropy import unigram_entropy
 from specmask.metrics.spelling import load_words, spelling_accuracy
 from specmask.models.checkpoint import Model
-from specmask.models.zoo import ZOO, zoo_folder
+from specmask.models.zoo import WORDS, ZOO, zoo_folder
 from specmask.samplers import Ancestral, Frame, Sampler, Samples, Speculative
 from specmask.web import replay
-
-WORDS = "words.txt.xz"
 
 
 @dataclass(frozen=True)

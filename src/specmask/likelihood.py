@@ -270,7 +270,8 @@ def _score_speculative(
         accept = (log_a.masked_fill(~inside, 0))[..., None] + kept[0]
         reject = (log_r.masked_fill(~inside, -torch.inf))[..., None] + fewer[0]
         g = torch.logaddexp(accept, reject)
-        share = (reject - g).exp()  # of the paths through a rejection at d; NaN if impossible
+        # Of the paths through d, those that reject; an impossible state costs whatever it likes.
+        share = (reject - g).exp().masked_fill(g == -torch.inf, 0)
         g_trunk = (1 - share) * kept[1] + share * fewer[1]
         g_verify = (1 - share) * kept[2] + share * fewer[2]
 
@@ -282,7 +283,11 @@ def _score_speculative(
         verify[:, d] = torch.where(alive, g_verify[:, d, -1] + (~unverified).double(), 0.0)
 
     pick = start[:, None]
-    return Score(*(x.gather(1, pick)[:, 0] for x in (total, trunk, verify)))
+    log_prob, trunk, verify = (x.gather(1, pick)[:, 0] for x in (total, trunk, verify))
+    impossible = log_prob == -torch.inf
+    return Score(
+        log_prob, trunk.masked_fill(impossible, math.nan), verify.masked_fill(impossible, math.nan)
+    )
 
 
 def _accept_reject(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:

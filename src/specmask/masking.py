@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int64
@@ -80,6 +80,7 @@ def fixed_cuts(
 # --------------------------------------------------------------------------------------- windows
 
 
+@runtime_checkable
 class Window(Protocol):
     """How many ranks one trunk pass may reveal, W(i); a pure function of how many are revealed."""
 

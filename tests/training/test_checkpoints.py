@@ -62,7 +62,7 @@ CASES += [(remove, n) for n in (*FILES, "state.json")]
 CASES += [(drop_tensor, n) for n in TENSOR_FILES]
 
 
-@pytest.mark.parametrize("damage, name", CASES, ids=lambda x: getattr(x, "__name__", x))
+@pytest.mark.parametrize(("damage", "name"), CASES, ids=lambda x: getattr(x, "__name__", x))
 def test_a_damaged_newest_is_reported_and_the_one_before_used(
     tmp_path: Path, damage: Callable[[Path, str], None], name: str
 ) -> None:
@@ -70,7 +70,8 @@ def test_a_damaged_newest_is_reported_and_the_one_before_used(
     damage(store(tmp_path, 20), name)
     said = io.StringIO()
     found = newest(tmp_path, Console(file=said))
-    assert found is not None and found.step == 10
+    assert found is not None
+    assert found.step == 10
     assert found.tensors("model.safetensors")["a"].tolist() == [10.0] * 3
     assert "step-0000020" in said.getvalue()
     assert name in said.getvalue() or "not readable" in said.getvalue()
@@ -81,7 +82,9 @@ def test_undamaged_is_read_back_in_silence(tmp_path: Path) -> None:
     store(tmp_path, 20)
     said = io.StringIO()
     found = newest(tmp_path, Console(file=said))
-    assert found is not None and found.step == 20 and said.getvalue() == ""
+    assert found is not None
+    assert found.step == 20
+    assert said.getvalue() == ""
 
 
 def test_none_and_all_damaged(tmp_path: Path) -> None:

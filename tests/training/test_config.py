@@ -17,7 +17,7 @@ def test_schedule_by_hand() -> None:
     assert [lr_factor(step, config) for step in range(9)] == pytest.approx(by_hand, abs=1e-15)
 
 
-@pytest.mark.parametrize("steps, warmup", [(1, 0), (1, 1), (2, 1), (5, 5), (3, 0)])
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (2, 1), (5, 5), (3, 0)])
 def test_schedule_of_degenerate_runs_stays_in_range(steps: int, warmup: int) -> None:
     config = TrainConfig(steps=steps, warmup=warmup)
     assert all(0 < lr_factor(step, config) <= 1 for step in range(steps))

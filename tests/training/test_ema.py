@@ -30,9 +30,14 @@ def test_applied_puts_the_weights_back_even_after_an_error() -> None:
     ema = Ema({"weight": weight}, decay=0.5)
     with torch.no_grad():
         weight.fill_(3.0)
-    with pytest.raises(RuntimeError, match="inside"), ema.applied():
-        assert weight.item() == 1.0
-        raise RuntimeError("inside")
+
+    def fail_inside() -> None:
+        with ema.applied():
+            assert weight.item() == 1.0
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
     assert weight.item() == 3.0
     assert ema.averages["weight"].item() == 1.0
 

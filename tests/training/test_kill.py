@@ -35,7 +35,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, kills: int) -> 
     run(tmp_path / "whole", 0)
     run(tmp_path / "killed", kills)
     whole, killed = newest(tmp_path / "whole"), newest(tmp_path / "killed")
-    assert whole is not None and killed is not None and whole.step == killed.step == 200
+    assert whole is not None
+    assert killed is not None
+    assert whole.step == killed.step == 200
     for name in TENSOR_FILES:
         assert (whole.folder / name).read_bytes() == (killed.folder / name).read_bytes(), name
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "killed")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import signal
 import threading
@@ -31,17 +32,16 @@ def log_of(out: Path) -> list[dict]:
 
 def assert_same_run(one: Path, other: Path) -> None:
     a, b = newest(one), newest(other)
-    assert a is not None and b is not None and a.step == b.step
+    assert a is not None
+    assert b is not None
+    assert a.step == b.step
     for name in TENSOR_FILES:
         left, right = a.tensors(name), b.tensors(name)
-        assert left.keys() == right.keys() and left
+        assert left.keys() == right.keys()
+        assert left
         for key in left:
             assert torch.equal(left[key], right[key]), (name, key)
     assert log_of(one) == log_of(other)
-    assert (
-        load_file(one / "model/model.safetensors").keys()
-        == load(one / "model").network.state_dict().keys()
-    )
     assert (one / "model/model.safetensors").read_bytes() == (
         other / "model/model.safetensors"
     ).read_bytes()
@@ -68,8 +68,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     train(make_network(), batches, config, tmp_path / "whole", validation=check)
     out = tmp_path / "resumed"
     for step in (3, 25, 39):  # before the first checkpoint, between two, before the last
+        nasty = crash_at(batches, step, crash)
         with pytest.raises(RuntimeError, match="lights"):
-            nasty = crash_at(batches, step, crash)
             train(make_network(), nasty, config, out, validation=check, resume=step > 3)
     network = make_network()
     for parameter in network.parameters():  # what it starts from must not matter
@@ -80,7 +80,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
 
 def test_the_log(whole_run: Path, make_config) -> None:
     header, *rows = log_of(whole_run)
-    assert header["kind"] == "header" and header["config"]["steps"] == 40
+    assert header["kind"] == "header"
+    assert header["config"]["steps"] == 40
     assert header["network"]["width"] == 16
     assert header["parameters"] == header["trained_parameters"] > 0
     assert set(header["versions"]) == {"specmask", "torch", "python"}
@@ -96,7 +97,7 @@ def test_the_log(whole_run: Path, make_config) -> None:
 
 def test_the_loss_falls_and_the_model_can_be_loaded(whole_run: Path, make_network) -> None:
     rows = [row for row in log_of(whole_run) if row["kind"] == "validation"]
-    assert rows[-1]["target_nll"] < rows[0]["target_nll"] - 0.1
+    assert max(rows[-1]["target_nll"], rows[-1]["draft_nll"]) < math.log(5) - 0.5
     model = load(whole_run / "model")
     averages = newest(whole_run).tensors("ema.safetensors")
     state = model.network.state_dict()
@@ -124,7 +125,8 @@ def test_frozen_trunk(tmp_path: Path, make_network, batches, make_config) -> Non
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name]) == name.startswith("trunk."), name
     assert all(p.grad is None for p in network.trunk.parameters())
-    assert modes and not any(modes)
+    assert modes
+    assert not any(modes)
     assert all(
         name.startswith("head.") for name in newest(tmp_path / "run").tensors("ema.safetensors")
     )
@@ -182,6 +184,19 @@ def test_bf16_keeps_float32_weights(tmp_path: Path, make_network, batches, make_
     assert rows[-1] < rows[0] - 0.1
 
 
+@pytest.mark.slow
+def test_compiled_training_agrees_with_plain(
+    tmp_path: Path, make_network, batches, make_config
+) -> None:
+    for compiled in (False, True):
+        config = make_config(compile=compiled, steps=5, log_every=1)
+        train(make_network(), batches, config, tmp_path / str(compiled))
+    plain, fast = (log_of(tmp_path / name)[1:] for name in ("False", "True"))
+    for one, other in zip(plain, fast, strict=True):
+        assert one["target_nll"] == pytest.approx(other["target_nll"], abs=1e-4)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     tmp_path: Path, make_network, batches, make_config, crash_at
 ) -> None:
@@ -194,19 +209,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert all(bool(t.isfinite().all()) for t in found.tensors("model.safetensors").values())
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_leaves(
     tmp_path: Path, whole_run: Path, make_network, batches, make_config, crash_at, number, code
 ) -> None:
     out, said, check = tmp_path / "stopped", io.StringIO(), batches(10**6)
     handler = signal.getsignal(number)
     nasty = crash_at(batches, 23, lambda: os.kill(os.getpid(), number))
+    console = Console(file=said)
     with pytest.raises(SystemExit) as raised:
-        console = Console(file=said)
         train(make_network(), nasty, make_config(), out, validation=check, console=console)
-    assert raised.value.code == code and signal.getsignal(number) == handler
+    assert raised.value.code == code
+    assert signal.getsignal(number) == handler
     step = newest(out).step
-    assert step in (24, 25) and f"step {step} is saved" in said.getvalue()
+    assert step in (24, 25)
+    assert f"step {step} is saved" in said.getvalue()
     train(make_network(), batches, make_config(), out, validation=check, resume=True)
     assert_same_run(whole_run, out)
 
@@ -258,7 +275,7 @@ def test_a_damaged_newest_costs_only_the_steps_since_the_one_before(
 
 
 @pytest.mark.parametrize(
-    "changes, named",
+    ("changes", "named"),
     [
         ({"steps": 80}, "config.steps"),
         ({"lr": 1e-3}, "config.lr"),
@@ -280,7 +297,7 @@ def test_a_changed_run_is_refused_by_name(
 
 
 def test_changed_data_is_refused(whole_run: Path, make_network, batches, make_config) -> None:
-    with pytest.raises(UserError, match="data.first_batch"):
+    with pytest.raises(UserError, match=r"data\.first_batch"):
         train(make_network(), lambda s: batches(s + 1), make_config(), whole_run, resume=True)
 
 
@@ -303,7 +320,8 @@ def test_resume_without_a_checkpoint_starts_with_a_notice(
     console = Console(file=said)
     train(make_network(), batches, make_config(), tmp_path / "new", resume=True, console=console)
     assert "starting from step 0" in said.getvalue()
-    assert "step 40/40" in said.getvalue() and "tokens/s" in said.getvalue()
+    assert "step 40/40" in said.getvalue()
+    assert "tokens/s" in said.getvalue()
 
 
 def test_saving_by_the_clock(tmp_path: Path, make_network, batches, make_config) -> None:
@@ -313,7 +331,7 @@ def test_saving_by_the_clock(tmp_path: Path, make_network, batches, make_config)
 
 
 @pytest.mark.parametrize(
-    "spoil, message",
+    ("spoil", "message"),
     [
         (lambda t: t[:4], "not batch_size 8"),
         (lambda t: t.int(), "int64"),
@@ -347,7 +365,8 @@ def test_validation_masks_do_not_depend_on_the_run(
         config = make_config(seed=seed, lr=1e-30, weight_decay=0.0, steps=10)
         train(make_network(), batches, config, tmp_path / str(seed), validation=batches(10**6))
         rows.append([row for row in log_of(tmp_path / str(seed)) if row["kind"] == "validation"])
-    assert rows[0] == rows[1] and rows[0]
+    assert rows[0] == rows[1]
+    assert rows[0]
 
 
 def test_export_in_the_middle_of_a_run(

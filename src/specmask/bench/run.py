@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -101,18 +102,18 @@ def law_points(
     samplers: Sequence[Sampler],
     seed: int = 0,
     batch_size: int = 64,
-    on_row: Callable[[], None] | None = None,
+    track: Callable[[range], Iterable[int]] = iter,
 ) -> list[Point]:
     """Exact bits per character and exact expected NFE of every sampler on (B, L) held-out rows.
 
     One table of conditionals per row, under one random order, scores all of them; standard errors
-    are over rows. The samplers must share one tempering.
+    are over rows. The samplers must share one tempering. `track` may show the rows' progress.
     """
     orders = random_orders(tokens, seed)
     first = samplers[0].law()
     each: list[list[tuple[float, float]]] = [[] for _ in samplers]
     trunk_layers, head_layers = model.network.trunk_layers, model.network.head_layers
-    for row in range(len(tokens)):
+    for row in track(range(len(tokens))):
         table = conditionals(
             model,
             tokens[row : row + 1],
@@ -126,8 +127,6 @@ def law_points(
             cost = trunk_layers * result.trunk + head_layers * result.verify
             nfe = float(cost) / (trunk_layers + head_layers)
             each[k].append((-float(result.log_prob) / math.log(2) / tokens.shape[1], nfe))
-        if on_row is not None:
-            on_row()
     return [
         _law_point(sampler, torch.tensor(values, dtype=torch.float64), seed)
         for sampler, values in zip(samplers, each, strict=True)
@@ -178,7 +177,7 @@ def factor_at_equal(
     curve = frontier(plain, quality, sign)
     found = []
     for point in frontier(ours, quality, sign):
-        for low, high in zip(curve, curve[1:], strict=False):
+        for low, high in itertools.pairwise(curve):
             a, b, q = low[quality], high[quality], point[quality]
             if sign * a <= sign * q <= sign * b:
                 t = (q - a) / (b - a)

@@ -7,7 +7,6 @@ replaces src/specmask/zoo/text8-small by the model of RUN, measured anew.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import tempfile
@@ -30,16 +29,15 @@ from specmask.bench.run import (
     law_points,
     read_points,
     sample_point,
-    show,
     write_points,
 )
 from specmask.data.batches import windows
 from specmask.data.corpora import load_corpus
 from specmask.data.tokenizers import decode
-from specmask.demo import WORDS
 from specmask.masking import CosineWindow, FullWindow, Window
-from specmask.metrics.spelling import load_words, save_words, vocabulary
-from specmask.models.checkpoint import CARD, Model, file_sha256
+from specmask.metrics.spelling import save_words, vocabulary
+from specmask.models.checkpoint import CARD, Model
+from specmask.models.zoo import WORDS
 from specmask.samplers import Ancestral, AnyOrder, Sampler, Speculative
 from specmask.training.export import export
 
@@ -76,7 +74,7 @@ def grid() -> list[Speculative]:
     steps = (0.005, 0.01, 0.02, 0.04, 0.083, 0.15, 0.3, 0.6)
     every: list[Window] = [*(CosineWindow(step) for step in steps), FullWindow()]
     return [
-        Speculative(window=window, rounds=rounds, first=first)  # type: ignore[arg-type]
+        Speculative(window=window, rounds=rounds, first=first)
         for window in every
         for rounds in (1, 2, 3, 4, 8, 16)
         for first in ("verify", "accept")
@@ -95,8 +93,9 @@ def measure(model: Model, args: Ship, text: str, tokens: torch.Tensor) -> list[P
     words = vocabulary(text)
     ours, plain = grid(), [Ancestral(steps=n, counts="fixed") for n in PLAIN_STEPS]
     samplers: list[Sampler] = [*ours, *plain, AnyOrder(), AnyOrder(source="target")]
-    with _bar("exact laws", len(tokens)) as advance:
-        laws = law_points(model, tokens, samplers, args.seed, on_row=advance)
+    laws = law_points(
+        model, tokens, samplers, args.seed, track=lambda rows: track(rows, "laws", console=console)
+    )
     share = model.network.trunk_layers / (model.network.trunk_layers + model.network.head_layers)
     chosen: list[Sampler] = [
         *(Ancestral(steps=round(nfe / share)) for nfe in args.targets),
@@ -104,9 +103,7 @@ def measure(model: Model, args: Ship, text: str, tokens: torch.Tensor) -> list[P
     ]
     points = list(laws)
     for sampler in track(chosen, "samples", console=console):
-        points.append(
-            sample_point(model, sampler, words, args.samples, args.seed, bf16=args.bf16)
-        )
+        points.append(sample_point(model, sampler, words, args.samples, args.seed, bf16=args.bf16))
         console.print(_line(points[-1]))
     return points
 
@@ -133,20 +130,6 @@ def _line(point: Point) -> str:
         f"{point['sampler']} NFE {point['nfe']:.1f} spelling {point['spelling']:.4f} ± "
         f"{point['spelling_se']:.4f} entropy {point['entropy']:.4f}"
     )
-
-
-class _bar:
-    """A progress bar as a context that gives a function to call after each item."""
-
-    def __init__(self, name: str, total: int) -> None:
-        self._track = iter(track(range(total), name, console=console))
-
-    def __enter__(self) -> Any:
-        return lambda: next(self._track, None)
-
-    def __exit__(self, *_: object) -> None:
-        for _ in self._track:
-            break
 
 
 # ---------------------------------------------------------------------------------------- card
@@ -239,7 +222,7 @@ def first_rule(points: Sequence[Point]) -> str:
     ratios = sorted(factor for _, _, factor in found)
     return (
         'At equal bits per character `first="verify"` needs '
-        f"{ratios[len(ratios) // 2]:.3f} × the NFE of `first=\"accept\"` (median over "
+        f'{ratios[len(ratios) // 2]:.3f} × the NFE of `first="accept"` (median over '
         f"{len(ratios)} qualities, {ratios[0]:.3f} to {ratios[-1]:.3f})."
     )
 
@@ -255,7 +238,8 @@ of what the paper's model saw.
 ```python
 import specmask
 model = specmask.load("text8-small")
-out = specmask.sample(model, specmask.Speculative(window=specmask.CosineWindow(0.05), rounds=2), num=4)
+sampler = specmask.Speculative(window=specmask.CosineWindow(0.05), rounds=2)
+print(specmask.sample(model, sampler, num=4, seed=0).text)
 ```
 
 ## Data
@@ -285,9 +269,10 @@ Validation at the end (averaged weights, {eval_rows} rows): draft {draft_bits:.3
 ## Measured
 
 NFE counts passes of the whole network, (L_nc·trunk + L_c·verify)/(L_nc + L_c); a plain step runs
-the trunk only and counts {share:.3f}. {samples} samples a setting{precision}; ± is one standard error.
-Spelling accuracy: share of the words of a sample that occur in the training text, cut words at
-the two edges left out. {heldout} held-out rows under one random order each give the exact laws.
+the trunk only and counts {share:.3f}. {samples} samples a setting{precision}; ± is one standard
+error. Spelling accuracy: share of the words of a sample that occur in the training text, words
+that the two edges may have cut left out. {heldout} held-out rows under one random order each give
+the exact laws.
 
 ![quality against cost](quality.png)
 
@@ -319,7 +304,16 @@ def card(folder: Path, points: Sequence[Point], log: Sequence[dict[str, Any]], d
     samples = next(p for p in points if p["kind"] == "samples")
     settings = ", ".join(
         f"{name} {config[name]}"
-        for name in ("steps", "batch_size", "optimizer", "lr", "muon_lr", "ema", "precision", "seed")
+        for name in (
+            "steps",
+            "batch_size",
+            "optimizer",
+            "lr",
+            "muon_lr",
+            "ema",
+            "precision",
+            "seed",
+        )
     )
     return CARD_TEXT.format(
         **asdict(network.config),

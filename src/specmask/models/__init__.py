@@ -1,0 +1,1 @@
+"""Networks, the protocol samplers know them by, and the folder they are saved in."""

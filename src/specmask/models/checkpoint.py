@@ -81,6 +81,7 @@ def write_folder(
     if folder.exists() and not overwrite:
         raise UserError(f"{folder} exists: choose another folder or pass --overwrite")
     scratch = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    aside = folder.parent / f".{folder.name}.{os.getpid()}.old"
     try:
         scratch.mkdir(parents=True)
         for name, content in files.items():
@@ -91,10 +92,11 @@ def write_folder(
                 path.write_bytes(content)
             _sync(path)
         _sync(scratch)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if folder.exists():  # aside, not away: a kill in between loses nothing
+            folder.rename(aside)
         scratch.rename(folder)
         _sync(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise UserError(

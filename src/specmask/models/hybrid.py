@@ -20,27 +20,29 @@ from specmask.errors import UserError
 class HybridConfig:
     """Sizes of a `HybridTransformer`.
 
-    vocab_size: data symbols V; the mask is one more.
-    length: longest row, in tokens.
-    width: channels; divisible by heads, and width / heads by 4 (two rotations share a head).
-    heads: attention heads.
-    trunk_layers: bidirectional blocks L_nc ≥ 1.
-    head_layers: causal blocks L_c ≥ 1.
-    mlp_hidden: hidden channels of the gated MLP; default 8/3·width rounded up to 64, which gives
-        it the parameters of a plain MLP of 4·width.
-    residual: add the trunk's output at the predicted position to the head's (paper, Table 1).
-    tie_embeddings: unembed with the embedding matrix.
+    Raises:
+        UserError: a size below 1, or a width that the heads do not divide into fours.
     """
 
     vocab_size: int
+    """Data symbols V; the mask is one more."""
     length: int
+    """Longest row, in tokens."""
     width: int
+    """Channels, divisible by 4·heads (two rotations share a head)."""
     heads: int
+    """Attention heads."""
     trunk_layers: int
+    """Bidirectional blocks L_nc."""
     head_layers: int = 1
+    """Causal blocks L_c."""
     mlp_hidden: int | None = None
+    """Hidden channels of the gated MLP; None is 8/3·width rounded up to 64, which gives it the
+    parameters of a plain MLP of 4·width."""
     residual: bool = True
+    """Add the trunk's output at the predicted position to the head's (paper, Table 1)."""
     tie_embeddings: bool = True
+    """Unembed with the embedding matrix."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "length", "width", "heads", "trunk_layers", "head_layers"):
@@ -127,7 +129,7 @@ class Blocks(nn.ModuleList):
     def __init__(self, config: HybridConfig, count: int) -> None:
         super().__init__(Block(config) for _ in range(count))
 
-    def __iter__(self) -> Iterator[Block]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Block]:
         return super().__iter__()  # type: ignore[return-value]
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+WORDS = "words.txt.xz"
+"""In a shipped text model's folder: the words of its training text, for spelling accuracy."""
+
 
 @dataclass(frozen=True)
 class ZooEntry:

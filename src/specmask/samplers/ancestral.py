@@ -48,17 +48,18 @@ class Ancestral:
     draft like every other; no argmax.
 
     Passes: the number of steps that reveal something, at most `steps`, trunk only.
-
-    steps: S ≥ 1. counts: "random" (the process) or "fixed".
-    schedule: "cosine" (MD4's and MaskGIT's: masked share cos(π/2·j/S)) or "linear".
-    temperature, top_p: act on the draft.
     """
 
     steps: int = 64
+    """Steps S, at least 1."""
     counts: Literal["random", "fixed"] = "random"
+    """random is the reverse process; fixed reveals what the schedule says, to the token."""
     schedule: Schedule = "cosine"
+    """cosine (MD4, MaskGIT: masked share cos(π/2·j/S)) or linear."""
     temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest symbol."""
     top_p: float = 1.0
+    """Keeps the smallest set of symbols of that mass."""
 
     verifies: ClassVar[bool] = False
 

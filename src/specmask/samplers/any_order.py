@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -33,15 +33,16 @@ class AnyOrder:
 
     Exact in the any-order law of the draft (Π_d q_d(d)) or of the target (Π_d p_d(d), the trunk
     seeing every earlier rank). Passes: D trunk passes, and D verify passes from the target.
-
-    source: "draft" or "target". order: "random" or "left-to-right".
-    temperature, top_p: act on the source.
     """
 
     source: Literal["draft", "target"] = "draft"
+    """The law to draw from: draft or target."""
     order: Literal["random", "left-to-right"] = "random"
+    """random or left-to-right."""
     temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest symbol."""
     top_p: float = 1.0
+    """Keeps the smallest set of symbols of that mass."""
 
     def __post_init__(self) -> None:
         if self.source not in ("draft", "target"):

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -90,8 +90,10 @@ class Uniforms:
 class Sampler(Protocol):
     """A frozen dataclass of settings with a pure `init` and `step`."""
 
-    verifies: ClassVar[bool]
-    """Whether the settings can ask for a verify pass, so that a causal head is needed."""
+    @property
+    def verifies(self) -> bool:
+        """Whether the settings can ask for a verify pass, so that a causal head is needed."""
+        ...
 
     def init(self, canvas: Canvas, uniforms: Uniforms) -> State:
         """The state before the first pass."""
@@ -217,7 +219,7 @@ def score_tokens(
 
 
 def reveal(state: State, ranked: Tensor, count: Tensor) -> State:
-    """The state after `count` (B,) more ranks take their token from `ranked` (B, L), one pass on."""
+    """One pass on: the next `count` (B,) ranks take their token from `ranked` (B, L)."""
     ranks = torch.arange(ranked.shape[1], device=ranked.device)
     now = state.revealed + count
     known = torch.where(ranks < now[:, None], ranked, state.tokens.gather(1, state.order))

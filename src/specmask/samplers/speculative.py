@@ -46,22 +46,22 @@ class Speculative:
 
     Passes per step: 1 trunk and at most `rounds` verify. Paper's settings: `rounds` and cosine
     `step` of (1, .002) (2, .005) (3, .01) (4, .02) (8, .04) (10, .083) on OpenWebText.
-
-    window: how many ranks a trunk pass may reveal.
-    rounds: verify passes a trunk pass may make, ≥ 1.
-    first: "verify" is the paper; "accept" takes p = q at a pass's first rank, where both have
-        seen the same tokens, so that a pass reveals two ranks at least wherever its window does.
-    order: "random" is the paper; "left-to-right"; "confidence" re-sorts the masked ranks by the
-        draft's largest probability in every pass.
-    temperature, top_p: act on draft and target alike.
     """
 
     window: Window = CosineWindow(0.05)
+    """How many ranks a trunk pass may reveal: cosine:STEP, linear:STEP, constant:K or full."""
     rounds: int = 1
+    """Verify passes a trunk pass may make, at least 1."""
     first: Literal["verify", "accept"] = "verify"
+    """verify is the paper; accept takes p = q at a pass's first rank, where both have seen the
+    same tokens, so that a pass reveals two ranks at least wherever its window does."""
     order: OrderName = "random"
+    """random is the paper; left-to-right; confidence re-sorts the masked ranks by the draft's
+    largest probability in every pass."""
     temperature: float = 1.0
+    """Divides the logits of draft and target alike; 0 takes the likeliest symbol."""
     top_p: float = 1.0
+    """Keeps the smallest set of symbols of that mass, in draft and target alike."""
 
     verifies: ClassVar[bool] = True
 

@@ -31,6 +31,7 @@ class Since:
     seconds: float = 0.0
 
     def add(self, tokens: int, draft: float, target: float, norm: float, seconds: float) -> None:
+        """Take one step in."""
         self.steps += 1
         self.tokens += tokens
         self.draft_nll += draft
@@ -76,6 +77,7 @@ class Log:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, kind: str, row: Mapping[str, Any]) -> None:
+        """Add a line: the row and its kind."""
         self._file.write(json.dumps({"kind": kind, **row}) + "\n")
         self._file.flush()
 
@@ -84,6 +86,7 @@ class Log:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file; nothing is written after that."""
         self._file.close()
 
 
@@ -138,6 +141,7 @@ class Screen:
             self._bar.stop()
 
     def advance(self, step: int) -> None:
+        """Move the bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
@@ -150,9 +154,11 @@ class Screen:
             self.say(f"step {step}/{self._steps}  {text}")
 
     def validation(self, step: int, row: Mapping[str, float]) -> None:
+        """Both terms, with the averaged weights."""
         self.say(f"step {step}/{self._steps}  validation {_terms(row)}")
 
     def say(self, text: str) -> None:
+        """One line, whatever else is on the screen."""
         if self._console is not None:
             self._console.print(text, soft_wrap=True, highlight=False)
 

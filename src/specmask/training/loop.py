@@ -28,10 +28,12 @@ from specmask.training import checkpoints
 from specmask.training.checks import check_input, identify, open_run
 from specmask.training.config import TrainConfig
 from specmask.training.log import Screen, write_synced
-from specmask.training.run import Run
+from specmask.training.run import Run, versions
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+__all__ = ["Batches", "freeze_trunk", "train", "versions"]
 
 Batches = Callable[[int], Tensor]
 """step → (batch_size, length) int64 tokens; a pure function of the step."""

@@ -211,16 +211,14 @@ class Run:
 
 
 class Objective(nn.Module):
-    """The loss as a module, so that autocast, DDP and compilation wrap all of it.
-
-    Forward gives the loss and (2,) its draft and target terms, without gradient.
-    """
+    """The loss as a module, so that autocast, DDP and compilation wrap all of it."""
 
     def __init__(self, network: HybridTransformer) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, tokens: Tensor, order: Tensor, revealed: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and (2,) its draft and target terms without gradient."""
         terms = loss_terms(self.network, tokens, order, revealed)
         return terms.total, torch.stack((terms.draft_nll, terms.target_nll)).detach()
 

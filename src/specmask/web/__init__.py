@@ -1,0 +1,1 @@
+"""Pages a sampler's work can be looked at in."""
