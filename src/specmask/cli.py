@@ -144,6 +144,8 @@ class Train:
     """Folder of the run: log.jsonl, checkpoints/, model/."""
     data: Path | None = None
     """Text file: raw, .gz, .xz or .zip. Recipes for text8 fetch that corpus without it."""
+    init: str | None = None
+    """Model whose weights to start from (a further stage of training); of the same shape."""
     resume: bool = False
     """Continue from the newest sound checkpoint in --out."""
     network: tyro.conf.OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
@@ -221,6 +223,8 @@ def run_train(args: Train) -> None:
     network_config = replace(network_config, vocab_size=corpus.tokenizer.get_vocab_size())
     torch.manual_seed(config.seed)
     network = HybridTransformer(network_config)
+    if args.init is not None:
+        _start_from(network, specmask.load(args.init))
     length = network_config.length
     folder = train(
         network,
@@ -233,6 +237,17 @@ def run_train(args: Train) -> None:
         console=console,
     )
     console.print(f"model saved in {folder}: specmask sample {folder}")
+
+
+def _start_from(network: HybridTransformer, model: specmask.Model) -> None:
+    """Copy a model's weights into a network of the same configuration."""
+    other = model.network
+    if not isinstance(other, HybridTransformer) or other.config != network.config:
+        raise UserError(
+            f"--init {model.name} has another shape ({getattr(other, 'config', type(other))}) than "
+            f"this training ({network.config}): pass the same sizes"
+        )
+    network.load_state_dict(other.state_dict())
 
 
 def run_sample(args: Sample) -> None:

@@ -73,7 +73,7 @@ def encode(tokenizer: Tokenizer, text: str, where: str = "text") -> NDArray[np.u
     """Ids of the text, without special tokens, in the smallest unsigned type that holds them.
 
     Args:
-        tokenizer: any; a character tokenizer takes a lookup table (about 200 MB of text a second).
+        tokenizer: any; a character tokenizer takes a lookup table (about 100 MB of text a second).
         text: what to encode. where: names the text in errors, e.g. the file.
 
     Returns:
