@@ -58,7 +58,8 @@ def demo(args: DemoArgs) -> None:
     network = model.network
     console.print(
         f"[bold]{args.model}[/]: {network.trunk_layers} bidirectional layers draft, "
-        f"{network.head_layers} causal layer verifies; rows of {network.length} characters.\n"
+        f"{network.head_layers} causal layer verifies; rows of {network.length} characters.\n",
+        soft_wrap=True,
     )
     ours, ours_frames = _generate(console, "self-speculation", model, speculative, args)
     cost = float(ours.nfe.mean())
@@ -100,6 +101,7 @@ def demo(args: DemoArgs) -> None:
         "train:   specmask train characters --data FILE --out runs/mine",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
 
 

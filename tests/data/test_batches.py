@@ -91,7 +91,7 @@ def test_memory_mapped_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "count, length, batch_size, seed, message",
+    ("count", "length", "batch_size", "seed", "message"),
     [
         (15, 8, 1, 0, "has 15 tokens, .* rows of 8 needs at least 16"),
         (0, 1, 1, 0, "has 0 tokens"),
@@ -159,7 +159,7 @@ def test_the_seed_draws_the_subset() -> None:
 
 
 @pytest.mark.parametrize(
-    "count, length, num, seed, message",
+    ("count", "length", "num", "seed", "message"),
     [
         (4, 5, None, None, "has 4 tokens, a row needs 5"),
         (9, 0, None, None, "length 0"),

@@ -32,7 +32,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    "count, parts",
+    ("count", "parts"),
     [(100_000_000, (90_000_000, 5_000_000, 5_000_000)), (101, (90, 5, 6)), (1, (0, 0, 1))],
 )
 def test_splits_are_90_5_5_and_contiguous(count: int, parts: tuple[int, int, int]) -> None:
@@ -77,7 +77,7 @@ def test_characters_are_numbered_by_code_point(tmp_path: Path) -> None:
     assert corpus.train.tolist() == [4, 0, 1, 2, 3, 5] * 18
 
 
-@pytest.mark.parametrize("count, dtype", [(256, np.uint8), (512, np.uint16)])
+@pytest.mark.parametrize(("count", "dtype"), [(256, np.uint8), (512, np.uint16)])
 def test_as_many_as_512_characters(count: int, dtype: type, tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text("".join(chr(0x4E00 + k) for k in range(count)), encoding="utf-8")
@@ -87,7 +87,7 @@ def test_as_many_as_512_characters(count: int, dtype: type, tmp_path: Path) -> N
 def test_more_than_512_characters_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text("".join(chr(0x4E00 + k) for k in range(513)), encoding="utf-8")
-    with pytest.raises(UserError, match="has 513 distinct symbols, .* at most 512: replace"):
+    with pytest.raises(UserError, match=r"has 513 distinct symbols, .* at most 512: replace"):
         load_corpus(path, "characters")
 
 
@@ -101,7 +101,7 @@ def test_other_symbols_are_refused_for_text8(tmp_path: Path) -> None:
 
 
 def test_unknown_kinds_and_missing_paths_are_refused() -> None:
-    with pytest.raises(UserError, match="corpus kind 'character'.* Did you mean 'characters'"):
+    with pytest.raises(UserError, match=r"corpus kind 'character'.* Did you mean 'characters'"):
         load_corpus("nowhere", "character")
     with pytest.raises(UserError, match="no file nowhere"):
         load_corpus("nowhere", "text8")
@@ -146,7 +146,7 @@ def test_the_default_cache_is_in_the_home_folder(server: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "content, message",
+    ("content", "message"),
     [
         (b"<html>pay for the wireless</html>", "is not text8: 33 characters that start with '<h"),
         (SMALL[:-1].encode(), "is not text8"),
@@ -185,5 +185,5 @@ def test_a_cache_that_cannot_be_written_is_refused(server: Path, tmp_path: Path)
 def test_a_damaged_cache_is_noticed(server: Path, tmp_path: Path) -> None:
     text8(cache_dir=tmp_path / "cache")
     (tmp_path / "cache" / "text8.zip").write_bytes(b" anarchism")
-    with pytest.raises(UserError, match="text8.zip .delete it and try again. is not text8"):
+    with pytest.raises(UserError, match=r"text8.zip .delete it and try again. is not text8"):
         text8(cache_dir=tmp_path / "cache")

@@ -87,12 +87,12 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
     raw[raw.index(b"PK\x01\x02") + 8] |= 1
     path = tmp_path / "text.zip"
     path.write_bytes(raw)
-    with pytest.raises(UserError, match="as zip: .*encrypted"):
+    with pytest.raises(UserError, match=r"as zip: .*encrypted"):
         read_text(path)
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file .*nowhere"):
+    with pytest.raises(UserError, match=r"no file .*nowhere"):
         read_text(tmp_path / "nowhere")
     with pytest.raises(UserError, match="is a folder"):
         read_text(tmp_path)

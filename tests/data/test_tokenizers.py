@@ -65,7 +65,7 @@ def test_long_text_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
         encode(tokenizer, text + "!")
 
 
-@pytest.mark.parametrize("size, dtype", [(256, np.uint8), (257, np.uint16)])
+@pytest.mark.parametrize(("size", "dtype"), [(256, np.uint8), (257, np.uint16)])
 def test_ids_take_the_smallest_type(size: int, dtype: type) -> None:
     alphabet = "".join(chr(0x100 + k) for k in range(size))
     ids = encode(character_tokenizer(alphabet), alphabet)
@@ -158,13 +158,13 @@ def test_symbols_below_above_and_far_from_the_alphabet_are_refused(symbol: str) 
 
 def test_a_long_alphabet_is_cut_in_the_message() -> None:
     tokenizer = character_tokenizer("".join(chr(0x4E00 + k) for k in range(400)))
-    with pytest.raises(UserError, match="the 400 symbols .*…;") as caught:
+    with pytest.raises(UserError, match=r"the 400 symbols .*…;") as caught:
         encode(tokenizer, "a")
     assert len(str(caught.value)) < 250
 
 
 @pytest.mark.parametrize(
-    "alphabet, message",
+    ("alphabet", "message"),
     [("", "is empty"), ("abca", "holds 'a' 2 times"), ("a\ud800", "surrogate")],
 )
 def test_bad_alphabets_are_refused(alphabet: str, message: str) -> None:
@@ -173,7 +173,7 @@ def test_bad_alphabets_are_refused(alphabet: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "ids, message",
+    ("ids", "message"),
     [
         ([0, 27], "id 27 is not a symbol: expected 0 to 26.*mask is 27"),
         ([-1], "id -1"),

@@ -58,7 +58,7 @@ def test_one_sample_and_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "rows, lengths, unit, message",
+    ("rows", "lengths", "unit", "message"),
     [
         ([[1]], None, "bit", "unknown unit 'bit'.* Did you mean 'bits'"),
         ([[1], []], None, "nats", "sample 1: length 0 of 0"),

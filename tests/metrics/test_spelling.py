@@ -26,7 +26,7 @@ def test_vocabulary_is_what_stands_between_spaces(text: str, chunk: int) -> None
 
 
 @pytest.mark.parametrize(
-    "sample, dropped, kept",
+    ("sample", "dropped", "kept"),
     [  # (right, all) words
         ("at the cat sa", (2, 2), (2, 4)),
         ("the dog sat", (0, 1), (2, 3)),
@@ -70,7 +70,7 @@ def test_samples_of_equal_length_give_the_usual_standard_error() -> None:
     assert estimate.standard_error == pytest.approx(statistics.stdev(shares) / 2)
 
 
-@pytest.mark.parametrize("samples, count", [([], 0), (["", "x"], 2)])
+@pytest.mark.parametrize(("samples", "count"), [([], 0), (["", "x"], 2)])
 def test_without_a_word_there_is_no_accuracy(samples: list[str], count: int) -> None:
     estimate = spelling_accuracy(samples, WORDS)
     assert math.isnan(estimate.mean)
@@ -90,7 +90,7 @@ def test_all_right_and_all_wrong_are_exact() -> None:
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(UserError, match="unknown edges 'drpo'.* Did you mean 'drop'"):
+    with pytest.raises(UserError, match=r"unknown edges 'drpo'.* Did you mean 'drop'"):
         spelling_accuracy([" the "], WORDS, edges="drpo")
     with pytest.raises(UserError, match="got one string"):
         spelling_accuracy(" the ", WORDS)
@@ -125,9 +125,9 @@ def test_a_word_list_is_sorted_xz_text(tmp_path: Path) -> None:
 
 def test_bad_word_lists_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "words.txt.xz"
-    with pytest.raises(UserError, match="no word list .*words.txt.xz: No such file"):
+    with pytest.raises(UserError, match=r"no word list .*words.txt.xz: No such file"):
         load_words(path)
-    with pytest.raises(UserError, match="no word list .*: Is a directory"):
+    with pytest.raises(UserError, match=r"no word list .*: Is a directory"):
         load_words(tmp_path)
     for raw in (b"cat sat", lzma.compress(b"cat sat" * 99)[:-9], lzma.compress(b"\xff")):
         path.write_bytes(raw)
@@ -144,5 +144,5 @@ def test_words_that_would_not_come_back_are_refused(word: str, tmp_path: Path) -
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="could not write .*No such file"):
+    with pytest.raises(UserError, match=r"could not write .*No such file"):
         save_words(tmp_path / "nowhere" / "words.txt.xz", ["cat"])
