@@ -249,6 +249,11 @@ class HybridPrefix:
         )
 
     def store(self, layer: int, ranks: Tensor, k: Tensor, v: Tensor) -> None:
+        """Put (B, H, K, C/H) keys and values of one layer at (B, K) ranks."""
+        if len(self.keys) == layer:  # made here, in the type that autocast gave them
+            shape = (*k.shape[:2], self.order.shape[1] + 1, k.shape[3])
+            self.keys.append(k.new_zeros(shape))
+            self.values.append(v.new_zeros(shape))
         slots = ranks[:, None, :, None].expand_as(k)
         self.keys[layer].scatter_(2, slots, k)
         self.values[layer].scatter_(2, slots, v)
@@ -327,19 +332,11 @@ class HybridTransformer(nn.Module):
         self, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor
     ) -> HybridPrefix:
         """Keys and values of the tracks of ranks < revealed, once per trunk pass."""
-        rows, length, _ = hidden.shape
-        heads, channels = self.config.heads, self.config.width // self.config.heads
-        slots = (rows, heads, length + 1, channels)
-        prefix = HybridPrefix(
-            _gather(hidden, order),
-            order,
-            [hidden.new_zeros(slots) for _ in self.head.blocks],
-            [hidden.new_zeros(slots) for _ in self.head.blocks],
-            torch.arange(rows, device=hidden.device),
-        )
+        rows = torch.arange(len(hidden), device=hidden.device)
+        prefix = HybridPrefix(_gather(hidden, order), order, [], [], rows)
         known = int(revealed.max())
         if known:
-            ranks = torch.arange(known, device=hidden.device).expand(rows, known)
+            ranks = torch.arange(known, device=hidden.device).expand(len(rows), known)
             self._run(prefix, ranks, tokens.gather(1, order), keys_only=True)
         return prefix
 
