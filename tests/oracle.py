@@ -178,13 +178,13 @@ class Chain:
 
     trunk_layers, head_layers = 1, 1
 
-    def __init__(self, states: int = 3, vocab_size: int = 4, length: int = 6, seed: int = 0) -> None:
+    def __init__(self, states: int = 3, vocab_size: int = 4, length: int = 6, seed: int = 1) -> None:
         self.vocab_size, self.mask_id, self.length = vocab_size, vocab_size, length
         generator = torch.Generator().manual_seed(seed)
 
         def law(*shape: int) -> Tensor:
             numbers = torch.randn(shape, generator=generator, dtype=torch.float64)
-            return (2 * numbers).softmax(-1)
+            return (3 * numbers).softmax(-1)
 
         self.initial, self.transition, self.emission = (
             law(states),

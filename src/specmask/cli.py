@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import (
@@ -236,7 +236,9 @@ def run_train(args: Train) -> None:
         resume=args.resume,
         console=console,
     )
-    console.print(f"model saved in {folder}: specmask sample {folder}")
+    console.print(
+        f"model saved in {folder}: specmask sample {folder}", markup=False, soft_wrap=True
+    )
 
 
 def _start_from(network: HybridTransformer, model: specmask.Model) -> None:
@@ -258,8 +260,8 @@ def run_sample(args: Sample) -> None:
     model = specmask.load(args.model, args.device)
     if args.first_row < 0:
         raise UserError(f"--first-row {args.first_row}: expected at least 0")
-    if args.num < 1:
-        raise UserError(f"--num {args.num}: expected at least 1")
+    if args.num < 1 or args.batch_size < 1:
+        raise UserError(f"--num {args.num} --batch-size {args.batch_size}: expected at least 1")
     canvas = None if args.canvas is None else _parse_canvas(model, args)
     lines = _sample_rows(model, sampler, args, canvas)
     if args.out is None:
@@ -271,16 +273,17 @@ def run_sample(args: Sample) -> None:
                 style="dim",
             )
         return
+    first = next(lines)  # so that whatever a sampler refuses is refused before --out is touched
     with args.out.open("w") as file:
-        for line in lines:
+        for line in itertools.chain([first], lines):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
-    console.print(f"{args.num} samples in {args.out}")
+    console.print(f"{args.num} samples in {args.out}", markup=False, soft_wrap=True)
 
 
 def _sample_rows(
     model: specmask.Model, sampler: Any, args: Sample, canvas: torch.Tensor | None
-) -> Iterable[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """One JSON-able object per sample, in order, as batches finish."""
     record = {
         "model": args.model,
@@ -339,8 +342,11 @@ def _parse_canvas(model: specmask.Model, args: Sample) -> torch.Tensor:
         raise UserError(f"--canvas holds no {args.mask!r}: nothing to fill in")
     given = [k for k, symbol in enumerate(text) if symbol != args.mask]
     tokens = torch.full((1, len(text)), model.network.mask_id)
-    known = encode(model.tokenizer, "".join(text[k] for k in given), "--canvas")
-    tokens[0, given] = torch.as_tensor(known.astype("int64"))
+    # Masks become any symbol, so that an error's offset is that in the canvas as it was typed.
+    known = encode(
+        model.tokenizer, text.replace(args.mask, model.tokenizer.id_to_token(0)), "--canvas"
+    )
+    tokens[0, given] = torch.as_tensor(known.astype("int64"))[given]
     return tokens
 
 
@@ -350,12 +356,17 @@ def run_score(args: Score) -> None:
     sampler.law()
     _check_out(args.out, args.overwrite)
     _check_device(args.device)
-    if args.orders < 1 or args.rows < 1:
-        raise UserError(f"--rows {args.rows} --orders {args.orders}: expected at least 1 of each")
+    if min(args.orders, args.rows, args.batch_size) < 1:
+        raise UserError(
+            f"--rows {args.rows} --orders {args.orders} --batch-size {args.batch_size}: expected "
+            "at least 1 of each"
+        )
+    if not 0 <= args.seed < 1 << 64:
+        raise UserError(f"--seed {args.seed}: expected 0 <= seed < 2**64")
     model = specmask.load(args.model, args.device)
     if model.tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer, so it cannot read {args.file}")
-    length = args.length or model.network.length
+    length = model.network.length if args.length is None else args.length
     if not 1 <= length <= model.network.length:
         raise UserError(f"--length {length}: the model takes 1 to {model.network.length}")
     ids = encode(model.tokenizer, read_text(args.file).rstrip("\n"), str(args.file))

@@ -52,7 +52,7 @@ class Conditionals:
     top_p: float
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def conditionals(
     model: Model,
     tokens: Int64[Tensor, "rows length"],
@@ -300,7 +300,7 @@ def _accept_reject(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------------------------- public face
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(
     model: Model,
     tokens: Int64[Tensor, "rows length"],

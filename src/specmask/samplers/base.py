@@ -293,7 +293,7 @@ class Samples:
         return len(self.tokens)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def stream(
     model: Model,
     sampler: Sampler,
