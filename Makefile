@@ -3,17 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+# The stamp names the folder it was made in: commands in a copied .venv would run the old folder's code.
+MOVED := $(filter-out $(CURDIR),$(shell cat $(STAMP) 2>/dev/null))
 
-.PHONY: setup demo test lint format
+.PHONY: setup demo test lint format $(if $(MOVED),$(STAMP))
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "specmask needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(if $(MOVED),--clear) $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plot]'
-	@touch $@
+	@echo '$(CURDIR)' > $@
 
 demo: $(STAMP)
 	$(BIN)/specmask demo

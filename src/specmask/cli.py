@@ -146,6 +146,8 @@ class Train:
     """Text file: raw, .gz, .xz or .zip. Recipes for text8 fetch that corpus without it."""
     init: str | None = None
     """Model whose weights to start from (a further stage of training); of the same shape."""
+    fresh_head: bool = False
+    """With --init: take the trunk alone, and start the head anew."""
     resume: bool = False
     """Continue from the newest sound checkpoint in --out."""
     network: tyro.conf.OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
@@ -224,7 +226,7 @@ def run_train(args: Train) -> None:
     torch.manual_seed(config.seed)
     network = HybridTransformer(network_config)
     if args.init is not None:
-        _start_from(network, specmask.load(args.init))
+        _start_from(network, specmask.load(args.init), args.fresh_head)
     length = network_config.length
     folder = train(
         network,
@@ -241,15 +243,16 @@ def run_train(args: Train) -> None:
     )
 
 
-def _start_from(network: HybridTransformer, model: specmask.Model) -> None:
-    """Copy a model's weights into a network of the same configuration."""
+def _start_from(network: HybridTransformer, model: specmask.Model, fresh_head: bool) -> None:
+    """Copy a model's weights, or its trunk's, into a network of the same configuration."""
     other = model.network
     if not isinstance(other, HybridTransformer) or other.config != network.config:
         raise UserError(
             f"--init {model.name} has another shape ({getattr(other, 'config', type(other))}) than "
             f"this training ({network.config}): pass the same sizes"
         )
-    network.load_state_dict(other.state_dict())
+    part = "trunk" if fresh_head else ""
+    network.get_submodule(part).load_state_dict(other.get_submodule(part).state_dict())
 
 
 def run_sample(args: Sample) -> None:
@@ -342,10 +345,9 @@ def _parse_canvas(model: specmask.Model, args: Sample) -> torch.Tensor:
         raise UserError(f"--canvas holds no {args.mask!r}: nothing to fill in")
     given = [k for k, symbol in enumerate(text) if symbol != args.mask]
     tokens = torch.full((1, len(text)), model.network.mask_id)
-    # Masks become any symbol, so that an error's offset is that in the canvas as it was typed.
-    known = encode(
-        model.tokenizer, text.replace(args.mask, model.tokenizer.id_to_token(0)), "--canvas"
-    )
+    # Masks become some symbol, so that an error's offset is that in the canvas as it was typed.
+    some = model.tokenizer.decode([0], skip_special_tokens=False)
+    known = encode(model.tokenizer, text.replace(args.mask, some), "--canvas")
     tokens[0, given] = torch.as_tensor(known.astype("int64"))[given]
     return tokens
 

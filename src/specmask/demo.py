@@ -49,6 +49,8 @@ def demo(args: DemoArgs) -> None:
     console = Console()
     if args.num < 1 or args.show < 0:
         raise UserError(f"--num {args.num} --show {args.show}: expected at least 1 and 0")
+    if args.out.is_dir() or not args.out.parent.is_dir():
+        raise UserError(f"--out {args.out}: expected a file name in a folder that exists")
     window = parse_window(args.window)
     speculative = Speculative(window=window, rounds=args.rounds)
     if args.model not in ZOO:

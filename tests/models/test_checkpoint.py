@@ -11,7 +11,7 @@ import pytest
 import torch
 from oracle import tiny_network
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
@@ -28,8 +28,6 @@ def network() -> HybridTransformer:
 
 def tokenizer() -> Tokenizer:
     made = Tokenizer(WordLevel({"a": 0, "b": 1, " ": 2}, unk_token="a"))
-    from tokenizers import Regex
-
     made.pre_tokenizer = Split(Regex("."), "isolated")
     made.decoder = Fuse()
     return made

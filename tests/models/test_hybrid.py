@@ -172,7 +172,7 @@ def test_later_rounds_reuse_the_keys_of_earlier_ones(head_layers: int) -> None:
     """
     network = network_of(head_layers)
     tokens, order, revealed = rows()
-    revealed = revealed.clamp(max=4)
+    revealed = revealed.clamp(max=2)
     seen = masked(tokens, order, revealed, network.mask_id)
     ranked = tokens.gather(1, order)
     generator = torch.Generator().manual_seed(8)
@@ -189,6 +189,7 @@ def test_later_rounds_reuse_the_keys_of_earlier_ones(head_layers: int) -> None:
             _, expected = both_logits(network, full, order, revealed)
             for k, b in enumerate(now.tolist()):
                 inside = ranks[k] < LENGTH
+                assert bool(inside.any())
                 torch.testing.assert_close(
                     got[k, inside], expected[b, ranks[k, inside]], rtol=0, atol=1e-12
                 )

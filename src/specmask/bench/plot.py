@@ -66,24 +66,21 @@ def quality_figure(path: Path, points: Sequence[Point]) -> None:
 def loss_figure(path: Path, log: Sequence[dict[str, Any]]) -> None:
     """Both losses against training tokens, in bits per character (paper, Figure 2)."""
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    curves: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+    before = last = 0  # tokens of earlier stages count too
+    for row in log:
+        if "config" in row:  # a header: the next stage begins
+            before += last
+        else:
+            last = row["tokens"]
+            curves[row["kind"]].append({**row, "tokens": before + last})
     for name, colour in (("draft", PLAIN), ("target", OURS)):
-        train = [row for row in log if row.get("kind") == "train"]
-        held_out = [row for row in log if row.get("kind") == "validation"]
-        axis.plot(
-            [row["tokens"] for row in train],
-            [row[f"{name}_bits"] for row in train],
-            color=colour,
-            alpha=0.3,
-            linewidth=1,
-        )
-        axis.plot(
-            [row["tokens"] for row in held_out],
-            [row[f"{name}_bits"] for row in held_out],
-            color=colour,
-            marker="o",
-            markersize=4,
-            label=f"{name}, validation (averaged weights)",
-        )
+        for kind, style in (
+            ("train", {"alpha": 0.3, "linewidth": 1}),
+            ("validation", {"marker": "o", "markersize": 4, "label": f"{name}, validation"}),
+        ):
+            x = [row["tokens"] for row in curves[kind]]
+            axis.plot(x, [row[f"{name}_bits"] for row in curves[kind]], color=colour, **style)
     axis.set_xscale("log")
     axis.set_xlabel("training tokens")
     axis.set_ylabel("bits per character")

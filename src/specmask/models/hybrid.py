@@ -113,11 +113,9 @@ class Block(nn.Module):
         gate, value = self.mlp_in(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.mlp_out(F.silu(gate) * value)
 
-    def forward(
-        self, x: Tensor, angles: Tensor, mask: Tensor | None = None, causal: bool = False
-    ) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor, mask: Tensor | None = None) -> Tensor:
         k, v = self.keys_values(x, angles)
-        return self.attend(x, angles, k, v, mask, causal)
+        return self.attend(x, angles, k, v, mask, causal=False)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -170,6 +168,22 @@ class Trunk(nn.Module):
         return F.linear(normed, self.embed.weight[: self.vocab_size])
 
 
+@dataclass(frozen=True)
+class Tracks:
+    """Inputs (B, K, C) of some tracks, and what turns their keys and their queries.
+
+    A key is turned by where its token was read (half of the channels) and by where its track
+    predicts (the other half). A query is turned by where it predicts in both halves, so that
+    attention sees how far each token read stands from the position to be predicted. Turning
+    queries like keys compares read with read and predicted with predicted only, and then a single
+    causal layer cannot find the neighbours of the position it predicts.
+    """
+
+    x: Tensor
+    key_angles: Tensor  # (B, K, C/2H)
+    query_angles: Tensor
+
+
 class Head(nn.Module):
     """Causal blocks over tracks along σ; the track of rank d predicts rank d (method.md §2)."""
 
@@ -183,10 +197,8 @@ class Head(nn.Module):
         self.norm = RMSNorm(config.width, eps=1e-6)
         self.residual = config.residual
 
-    def tracks(
-        self, ranks: Tensor, embedded: Tensor, hidden: Tensor, order: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Input and rotary angles of the tracks of (B, K) ranks.
+    def tracks(self, ranks: Tensor, embedded: Tensor, hidden: Tensor, order: Tensor) -> Tracks:
+        """The tracks of (B, K) ranks.
 
         Args:
             ranks: (B, K) in 0..L−1.
@@ -201,16 +213,12 @@ class Head(nn.Module):
         read = torch.cat((embedded, _gather(hidden, before)), dim=-1)
         read = torch.where(first, self.start.to(read.dtype), read)
         x = self.combine(torch.cat((read, here), dim=-1))
-        # Half of the channels are turned by σ(d−1), half by σ(d); the start stands at −1.
-        position_read = torch.where(ranks == 0, -1, order.gather(1, before))
-        angles = torch.cat(
-            (
-                rotary_angles(position_read, self.pairs),
-                rotary_angles(order.gather(1, ranks), self.pairs),
-            ),
-            dim=-1,
+        # The start symbol stands at −1.
+        read_at = rotary_angles(torch.where(ranks == 0, -1, order.gather(1, before)), self.pairs)
+        predicts = rotary_angles(order.gather(1, ranks), self.pairs)
+        return Tracks(
+            x, torch.cat((read_at, predicts), dim=-1), torch.cat((predicts, predicts), dim=-1)
         )
-        return x, angles
 
     def predict(self, x: Tensor, here: Tensor) -> Tensor:
         """Normalised output. The residual is h at the position predicted, not the one read."""
@@ -313,9 +321,11 @@ class HybridTransformer(nn.Module):
         ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
         # Padding stands at the last ranks, so the causal mask hides it from every real track.
         embedded = self.trunk.embed(tokens.gather(1, order).roll(1, dims=1)).to(hidden.dtype)
-        x, angles = self.head.tracks(ranks, embedded, hidden, order)
+        tracks = self.head.tracks(ranks, embedded, hidden, order)
+        x = tracks.x
         for block in self.head.blocks:
-            x = block(x, angles, causal=True)
+            k, v = block.keys_values(x, tracks.key_angles)
+            x = block.attend(x, tracks.query_angles, k, v, mask=None, causal=True)
         return self.trunk.norm(hidden), self.head.predict(x, hidden)
 
     def logits(self, features: Tensor) -> Tensor:
@@ -361,13 +371,14 @@ class HybridTransformer(nn.Module):
         inside = ranks.clamp(max=drafts.shape[1] - 1)
         embedded = self.trunk.embed(drafts.gather(1, (inside - 1).clamp(min=0)))
         embedded = embedded.to(prefix.hidden.dtype)
-        x, angles = self.head.tracks(inside, embedded, prefix.hidden, prefix.order)
+        tracks = self.head.tracks(inside, embedded, prefix.hidden, prefix.order)
+        x = tracks.x
         reach = int(inside.max()) + 1
         mask = (torch.arange(reach, device=ranks.device) <= ranks[..., None])[:, None]
         for layer, block in enumerate(self.head.blocks):
-            prefix.store(layer, ranks, *block.keys_values(x, angles))
+            prefix.store(layer, ranks, *block.keys_values(x, tracks.key_angles))
             if keys_only and layer + 1 == len(self.head.blocks):
                 break
             k, v = prefix.keys[layer][:, :, :reach], prefix.values[layer][:, :, :reach]
-            x = block.attend(x, angles, k, v, mask, causal=False)
+            x = block.attend(x, tracks.query_angles, k, v, mask, causal=False)
         return x

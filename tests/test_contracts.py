@@ -1,0 +1,529 @@
+"""What every sampler in `SAMPLERS` promises, whatever it does inside.
+
+A new sampler is picked up from the table with its default settings; add settings that are worth
+more to `VARIANTS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from oracle import tiny_network
+from torch import Tensor
+
+import specmask
+from specmask import (
+    SAMPLERS,
+    Ancestral,
+    AnyOrder,
+    ConstantWindow,
+    CosineWindow,
+    Frame,
+    FullWindow,
+    HybridTransformer,
+    LinearWindow,
+    Samples,
+    Speculative,
+    UserError,
+)
+from specmask.masking import fixed_cuts, window_ends
+
+VOCAB, LENGTH = 11, 32
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "speculative": {
+        "full": {"window": FullWindow()},
+        "rounds": {"window": CosineWindow(0.3), "rounds": 3},
+        "accept": {"window": LinearWindow(0.2), "rounds": 2, "first": "accept"},
+        "accept-one": {"window": ConstantWindow(1), "first": "accept"},
+        "confidence": {"window": ConstantWindow(5), "order": "confidence"},
+        "left-to-right": {"window": ConstantWindow(8), "rounds": 2, "order": "left-to-right"},
+        "tempered": {"window": FullWindow(), "rounds": 2, "temperature": 0.6, "top_p": 0.8},
+        "greedy": {"window": FullWindow(), "temperature": 0.0},
+    },
+    "ancestral": {
+        "fixed": {"steps": 6, "counts": "fixed"},
+        "linear": {"steps": 6, "counts": "random", "schedule": "linear"},
+        "many": {"steps": 500, "counts": "fixed"},
+        "one": {"steps": 1, "counts": "fixed", "temperature": 0.7, "top_p": 0.9},
+    },
+    "any_order": {
+        "target": {"source": "target"},
+        "left-to-right": {"order": "left-to-right", "temperature": 0.5},
+    },
+}
+CASES = {
+    f"{name}-{variant}": kind(**settings)
+    for name, kind in SAMPLERS.items()
+    for variant, settings in {"default": {}, **VARIANTS.get(name, {})}.items()
+}
+every_sampler = pytest.mark.parametrize("case", CASES)
+
+LENGTHS = torch.tensor([32, 5, 32, 1, 17, 32, 9])
+PADDING = 3  # what the tests put behind a row's end
+
+
+def network() -> HybridTransformer:
+    """Float32 weights far from initialisation: a third of the drafts is rejected."""
+    return tiny_network(
+        1, vocab_size=VOCAB, length=LENGTH, width=16, scale=0.35, seed=2, dtype=torch.float32
+    )
+
+
+NETWORK = network()
+MODEL = specmask.wrap(NETWORK)
+MASK = NETWORK.mask_id
+
+
+def ragged_canvas() -> Tensor:
+    """Seven rows: blank, mostly given, wholly given, of one token, with a prompt, with holes."""
+    generator = torch.Generator().manual_seed(6)
+    canvas = torch.full((7, LENGTH), MASK)
+    tokens = torch.randint(VOCAB, (7, LENGTH), generator=generator)
+    canvas[2] = tokens[2]  # nothing to fill
+    canvas[4, :8] = tokens[4, :8]  # a prompt
+    canvas[5, ::2] = tokens[5, ::2]  # holes
+    canvas[6, 8] = tokens[6, 8]  # its last token
+    canvas[1, :4] = tokens[1, :4]  # one to fill
+    return canvas.masked_fill(torch.arange(LENGTH) >= LENGTHS[:, None], PADDING)
+
+
+def draw(case: str, **settings: Any) -> Samples:
+    return specmask.sample(MODEL, CASES[case], **{"seed": 11, **settings})
+
+
+def assert_same_row(one: Samples, a: int, other: Samples, b: int) -> None:
+    for field in ("tokens", "order", "trunk_passes", "verify_passes", "accepted", "rejected", "nfe"):
+        assert torch.equal(getattr(one, field)[a], getattr(other, field)[b]), field
+
+
+# ------------------------------------------------------------------------------------- settings
+
+
+@every_sampler
+def test_settings_are_a_frozen_dataclass_that_explains_itself(case: str) -> None:
+    sampler = CASES[case]
+    assert dataclasses.is_dataclass(sampler)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sampler.temperature = 2.0  # type: ignore[misc, union-attr]
+    assert inspect.getdoc(type(sampler))
+    assert isinstance(sampler.verifies, bool)
+    assert dataclasses.replace(sampler) == sampler  # type: ignore[type-var]
+    hash(sampler)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_p": float("nan")}, "top_p"),
+    ],
+)
+def test_tempering_is_checked(name: str, settings: dict[str, float], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        SAMPLERS[name](**settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: Speculative(rounds=0), "rounds=0"),
+        (lambda: Speculative(first="verfy"), "Did you mean 'verify'"),  # type: ignore[arg-type]
+        (lambda: Speculative(order="randm"), "Did you mean 'random'"),  # type: ignore[arg-type]
+        (lambda: AnyOrder(order="confidence"), "expected one of left-to-right, random"),  # type: ignore[arg-type]
+        (lambda: AnyOrder(source="targt"), "Did you mean 'target'"),  # type: ignore[arg-type]
+        (lambda: Ancestral(steps=0), "steps=0"),
+        (lambda: Ancestral(counts="fix"), "Did you mean 'fixed'"),  # type: ignore[arg-type]
+        (lambda: Ancestral(schedule="cosin"), "Did you mean 'cosine'"),  # type: ignore[arg-type]
+    ],
+)
+def test_settings_are_checked(make: Any, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make()
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------ rows
+
+
+@every_sampler
+def test_a_row_does_not_depend_on_its_batch(case: str) -> None:
+    """Row k alone, in a batch of 7, and under batch sizes of 1, 3 and 7: the same row.
+
+    Guards against uniforms taken from a stream, and against indices of rows that have left.
+    """
+    whole = draw(case, num=7)
+    for batch_size in (1, 3):
+        other = draw(case, num=7, batch_size=batch_size)
+        for k in range(7):
+            assert_same_row(whole, k, other, k)
+    for k in (0, 4, 6):
+        assert_same_row(whole, k, draw(case, rows=[k]), 0)
+    shuffled = draw(case, rows=[5, 2, 900])
+    assert_same_row(whole, 5, shuffled, 0)
+    assert_same_row(whole, 2, shuffled, 1)
+    assert not torch.equal(shuffled.tokens[2], shuffled.tokens[1])
+
+
+@every_sampler
+def test_a_row_does_not_depend_on_rows_that_finish_early(case: str) -> None:
+    """Rows of a ragged, partly given canvas, together and each alone without its padding."""
+    canvas = ragged_canvas()
+    whole = draw(case, canvas=canvas, lengths=LENGTHS)
+    for k, size in enumerate(LENGTHS.tolist()):
+        alone = draw(case, canvas=canvas[k : k + 1, :size], rows=[k])
+        assert torch.equal(alone.tokens[0], whole.tokens[k, :size])
+        assert torch.equal(alone.order[0], whole.order[k, :size])
+        for field in ("trunk_passes", "verify_passes", "accepted", "rejected"):
+            assert int(getattr(alone, field)) == int(getattr(whole, field)[k]), field
+
+
+@every_sampler
+def test_the_seed_names_the_result(case: str) -> None:
+    first = draw(case, num=6, seed=2**64 - 1)
+    again = draw(case, num=6, seed=2**64 - 1)
+    for k in range(6):
+        assert_same_row(first, k, again, k)
+    sampler = CASES[case]
+    if sampler.temperature == 0:  # type: ignore[union-attr]
+        return
+    other = draw(case, num=6, seed=12)
+    assert not torch.equal(first.tokens, other.tokens)
+    assert len({tuple(row) for row in first.tokens.tolist()}) == 6
+
+
+# ---------------------------------------------------------------------------------------- canvas
+
+
+@every_sampler
+def test_what_is_given_stays_and_all_else_is_filled(case: str) -> None:
+    canvas = ragged_canvas()
+    before = canvas.clone()
+    out = draw(case, canvas=canvas, lengths=LENGTHS)
+    assert torch.equal(canvas, before)  # the caller's tensor
+    assert torch.equal(out.lengths, LENGTHS)
+    inside = torch.arange(LENGTH) < LENGTHS[:, None]
+    given = inside & (canvas != MASK)
+    assert torch.equal(out.tokens[given], canvas[given])
+    assert bool((out.tokens[~inside] == PADDING).all())
+    assert bool((out.tokens[inside] < VOCAB).all())
+    assert bool((out.tokens >= 0).all())
+
+
+@every_sampler
+def test_the_order_is_a_permutation_with_given_first_and_padding_last(case: str) -> None:
+    canvas = ragged_canvas()
+    out = draw(case, canvas=canvas, lengths=LENGTHS)
+    assert bool((out.order.sort(1).values == torch.arange(LENGTH)).all())
+    for k, size in enumerate(LENGTHS.tolist()):
+        given = set((canvas[k, :size] != MASK).nonzero()[:, 0].tolist())
+        assert set(out.order[k, : len(given)].tolist()) == given
+        assert set(out.order[k, size:].tolist()) == set(range(size, LENGTH))
+        if getattr(CASES[case], "order", "random") == "left-to-right":
+            free = out.order[k, len(given) : size].tolist()
+            assert free == sorted(free)
+
+
+@every_sampler
+def test_a_finished_canvas_costs_nothing(case: str) -> None:
+    canvas = torch.arange(LENGTH).remainder(VOCAB).expand(2, -1)
+    out = draw(case, canvas=canvas)
+    assert torch.equal(out.tokens, canvas)
+    for field in ("trunk_passes", "verify_passes", "nfe", "accepted", "rejected"):
+        assert getattr(out, field).tolist() == [0, 0]
+
+
+# ------------------------------------------------------------------------------------------ cost
+
+
+@every_sampler
+def test_passes_stay_within_their_bounds(case: str) -> None:
+    sampler, canvas = CASES[case], ragged_canvas()
+    out = draw(case, canvas=canvas, lengths=LENGTHS)
+    inside = torch.arange(LENGTH) < LENGTHS[:, None]
+    free = (inside & (canvas == MASK)).sum(1)
+    trunk, verify = out.trunk_passes, out.verify_passes
+    share = NETWORK.trunk_layers, NETWORK.head_layers
+    expected = (share[0] * trunk + share[1] * verify).double() / sum(share)
+    torch.testing.assert_close(out.nfe, expected)
+    assert out.nfe.dtype == torch.float64
+    assert torch.equal(trunk == 0, free == 0)
+    assert bool((trunk <= free).all())
+    assert bool((out.rejected >= 0).all())
+    assert torch.equal(out.accepted + out.rejected, free)
+    if isinstance(sampler, Speculative):
+        assert bool((verify <= sampler.rounds * trunk).all())
+        if sampler.first == "verify":
+            assert bool((verify >= trunk).all())
+        assert bool((out.rejected <= verify).all())
+    if isinstance(sampler, AnyOrder):
+        assert torch.equal(trunk, free)
+        assert torch.equal(verify, free if sampler.source == "target" else 0 * free)
+    if isinstance(sampler, Ancestral):
+        assert bool((trunk <= sampler.steps).all())
+        assert verify.tolist() == [0] * 7
+        if sampler.counts == "fixed":
+            cuts = fixed_cuts(sampler.schedule, sampler.steps, LENGTHS - free, LENGTHS)
+            assert torch.equal(trunk, (cuts.diff(dim=1) > 0).sum(1))
+    if not sampler.verifies:
+        assert verify.tolist() == [0] * 7
+
+
+def test_first_accept_reveals_two_ranks_a_pass_at_least() -> None:
+    sampler = Speculative(ConstantWindow(6), first="accept")
+    frames = list(specmask.stream(MODEL, sampler, num=8, seed=3))
+    for frame in frames[1:]:
+        short = frame.revealed < frame.lengths
+        assert bool((frame.info.revealed[short] >= 2).all())
+    out = specmask.sample(MODEL, sampler, num=8, seed=3)
+    assert int(out.rejected.sum()) > 0
+    assert int(out.trunk_passes.max()) <= LENGTH // 2
+    single = specmask.sample(MODEL, Speculative(ConstantWindow(1), first="accept"), num=4)
+    assert single.verify_passes.tolist() == [0] * 4
+    assert single.trunk_passes.tolist() == [LENGTH] * 4
+
+
+def test_the_drafts_of_this_network_are_rejected_often_enough_to_test_anything() -> None:
+    out = draw("speculative-full", num=16)
+    share = float(out.rejected.sum()) / (16 * LENGTH)
+    assert 0.05 < share < 0.6
+
+
+# ------------------------------------------------------------------------------------------- spy
+
+
+class Spy:
+    """A network that writes down what it was asked."""
+
+    def __init__(self, inner: HybridTransformer) -> None:
+        self.inner = inner
+        for name in ("vocab_size", "mask_id", "length", "trunk_layers", "head_layers"):
+            setattr(self, name, getattr(inner, name))
+        self.calls: list[tuple[str, Tensor]] = []
+
+    def trunk(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        self.calls.append(("trunk", tokens.clone()))
+        return self.inner.trunk(tokens, lengths)
+
+    def draft_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        self.calls.append(("draft", positions.clone()))
+        return self.inner.draft_logits(hidden, positions)
+
+    def prefix(self, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor) -> Any:
+        self.calls.append(("prefix", revealed.clone()))
+        return self.inner.prefix(hidden, tokens, order, revealed)
+
+    def verify(self, prefix: Any, ranks: Tensor, drafts: Tensor) -> Tensor:
+        self.calls.append(("verify", ranks.clone()))
+        return self.inner.verify(prefix, ranks, drafts)
+
+
+def spied(case: str) -> tuple[Spy, list[Frame], Samples]:
+    """A ragged canvas filled in one batch, with each frame and each call."""
+    spy, frames = Spy(NETWORK), []
+    model = specmask.wrap(spy)  # type: ignore[arg-type]
+    out = specmask.sample(
+        model, CASES[case], canvas=ragged_canvas(), lengths=LENGTHS, seed=11, on_frame=frames.append
+    )
+    return spy, frames, out
+
+
+@every_sampler
+def test_the_vocabulary_is_met_inside_the_window_alone(case: str) -> None:
+    """Logits are asked for at the ranks a step may reveal, never for the whole row.
+
+    A confidence order is exempt: it looks at every masked position by definition.
+    """
+    sampler = CASES[case]
+    spy, frames, _ = spied(case)
+    steps = iter(frames)
+    limit, width = 0, 0
+    for kind, value in spy.calls:
+        if kind == "trunk":
+            frame = next(steps)
+            alive = ~frame.finished
+            revealed, lengths = frame.revealed[alive], frame.lengths[alive]
+            assert len(value) == int(alive.sum())  # finished rows have left the batch
+            if isinstance(sampler, Speculative):
+                ends = window_ends(sampler.window, revealed, lengths)
+                limit = int((ends - revealed).max())
+            else:
+                limit = int((lengths - revealed).max())
+            start, width = int(revealed.min()), limit
+        elif kind == "draft":
+            if getattr(sampler, "order", "") != "confidence":
+                assert value.shape[1] <= limit
+        elif kind == "verify":
+            assert value.shape[1] <= width
+            assert int(value.min()) >= start
+            width = value.shape[1]  # later rounds never look at more
+    if isinstance(sampler, AnyOrder):
+        assert all(x.shape[1] == 1 for kind, x in spy.calls if kind in ("draft", "verify"))
+    if isinstance(sampler, Ancestral):
+        revealed = [int(frame.info.revealed.max()) for frame in frames[1:]]
+        assert [x.shape[1] for kind, x in spy.calls if kind == "draft"] == revealed
+
+
+@every_sampler
+def test_the_trunk_sees_what_is_revealed_and_nothing_else(case: str) -> None:
+    """Each trunk pass reads exactly the canvas and the tokens revealed so far."""
+    spy, frames, _ = spied(case)
+    seen = [value for kind, value in spy.calls if kind == "trunk"]
+    for tokens, frame in zip(seen, frames, strict=False):
+        alive = ~frame.finished
+        assert torch.equal(tokens, frame.tokens[alive])
+        inside = torch.arange(LENGTH) < frame.lengths[:, None]
+        masks = (inside & (frame.tokens == MASK)).sum(1)
+        assert torch.equal(masks, frame.lengths - frame.revealed)
+
+
+@every_sampler
+def test_metered_passes_are_the_calls_made(case: str) -> None:
+    spy, _, out = spied(case)
+    rows = {kind: sum(len(x) for k, x in spy.calls if k == kind) for kind in ("trunk", "verify")}
+    assert rows["trunk"] == int(out.trunk_passes.sum())
+    assert rows["verify"] == int(out.verify_passes.sum())
+    calls = [kind for kind, _ in spy.calls]
+    assert calls.count("prefix") <= calls.count("trunk")
+
+
+# ---------------------------------------------------------------------------------------- frames
+
+
+@every_sampler
+def test_frames_tell_the_same_story_as_the_samples(case: str) -> None:
+    canvas = ragged_canvas()
+    names = [40, 41, 42, 43, 44, 45, 46]
+    settings: dict[str, Any] = {
+        "canvas": canvas, "lengths": LENGTHS, "rows": names, "seed": 5, "batch_size": 4,
+    }  # fmt: skip
+    out = specmask.sample(MODEL, CASES[case], **settings)
+    frames = list(specmask.stream(MODEL, CASES[case], **settings))
+    starts = [frame for frame in frames if frame.step == 0]
+    assert [frame.rows.tolist() for frame in starts] == [names[:4], names[4:]]
+    last: dict[int, tuple[Frame, int]] = {}
+    done: set[int] = set()
+    accepted = dict.fromkeys(names, 0)
+    for frame in frames:
+        assert torch.equal(frame.finished, frame.revealed == frame.lengths)
+        assert frame.seconds >= 0
+        for k, name in enumerate(frame.rows.tolist()):
+            row = name - 40
+            assert name not in done
+            if frame.step == 0:
+                assert torch.equal(frame.tokens[k], canvas[row])
+                for field in ("revealed", "accepted", "rejected", "rounds"):
+                    assert int(getattr(frame.info, field)[k]) == 0
+                assert int(frame.passes.nfe[k]) == 0
+            else:
+                before, b = last[name]
+                assert frame.step == before.step + 1
+                assert_step(before, b, frame, k)
+            accepted[name] += int(frame.info.accepted[k])
+            last[name] = frame, k
+            if bool(frame.finished[k]):
+                done.add(name)
+                assert torch.equal(frame.tokens[k], out.tokens[row])
+                assert torch.equal(frame.order[k], out.order[row])
+                assert int(frame.passes.trunk[k]) == int(out.trunk_passes[row])
+                assert int(frame.passes.verify[k]) == int(out.verify_passes[row])
+                assert float(frame.passes.nfe[k]) == float(out.nfe[row])
+                assert accepted[name] == int(out.accepted[row])
+    assert done == set(names)
+
+
+def assert_step(before: Frame, b: int, after: Frame, k: int) -> None:
+    """One row's step from `before` to `after`."""
+    info, old, new = after.info, int(before.revealed[b]), int(after.revealed[k])
+    assert int(info.revealed[k]) == new - old >= 1
+    assert int(info.accepted[k]) + int(info.rejected[k]) == new - old
+    assert int(after.passes.trunk[k]) == int(before.passes.trunk[b]) + 1
+    assert int(after.passes.verify[k]) == int(before.passes.verify[b]) + int(info.rounds[k])
+    assert torch.equal(after.order[k, :old], before.order[b, :old])
+    known = after.order[k, :old]
+    assert torch.equal(after.tokens[k, known], before.tokens[b, known])
+    hidden = after.order[k, new : int(after.lengths[k])]
+    assert bool((after.tokens[k, hidden] == MASK).all())
+    rejected = info.rejected_drafts[k]
+    places = (rejected >= 0).nonzero()[:, 0]
+    assert len(places) == int(info.rejected[k])
+    assert set(places.tolist()) <= set(after.order[k, old:new].tolist())
+    # (p − q)₊ is zero at a draft that was rejected.
+    assert not bool((rejected[places] == after.tokens[k, places]).any())
+
+
+def test_text_is_decoded_without_padding() -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.decoders import Fuse
+    from tokenizers.models import WordLevel
+
+    tokenizer = Tokenizer(WordLevel({c: i for i, c in enumerate("abcdefghijk")}, unk_token="a"))
+    tokenizer.decoder = Fuse()
+    out = specmask.sample(
+        specmask.wrap(NETWORK, tokenizer),
+        Speculative(),
+        canvas=ragged_canvas(),
+        lengths=LENGTHS.tolist(),
+    )
+    assert out.text is not None
+    expected = [
+        "".join("abcdefghijk"[t] for t in row[:n])
+        for row, n in zip(out.tokens.tolist(), LENGTHS.tolist(), strict=True)
+    ]
+    assert out.text == expected
+    assert len(out) == 7
+
+
+# ------------------------------------------------------------------------------------- bad calls
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "pass num"),
+        ({"num": 0}, "num=0"),
+        ({"num": 2, "length": 33}, "length=33"),
+        ({"num": 2, "length": 0}, "length=0"),
+        ({"num": 2, "canvas": torch.full((2, 4), MASK)}, "together with canvas"),
+        ({"canvas": torch.full((4,), MASK)}, "canvas of shape"),
+        ({"canvas": torch.zeros(2, 4)}, "canvas of shape"),
+        ({"canvas": torch.zeros(0, 4, dtype=torch.int64)}, "canvas of shape"),
+        ({"canvas": torch.full((2, 33), MASK)}, "at most 32"),
+        ({"canvas": torch.full((2, 4), MASK + 1)}, "holds token 12"),
+        ({"canvas": torch.full((2, 4), -1)}, "holds token -1"),
+        ({"num": 2, "lengths": [3]}, "2 numbers from 1 to 32"),
+        ({"num": 2, "lengths": [0, 3]}, "from 1 to 32"),
+        ({"num": 2, "lengths": [3, 33]}, "from 1 to 32"),
+        ({"num": 2, "rows": [1]}, "2 distinct numbers"),
+        ({"num": 2, "rows": [1, 1]}, "2 distinct numbers"),
+        ({"num": 2, "rows": [-1, 1]}, "2 distinct numbers"),
+        ({"num": 1, "rows": [2**32]}, "rows"),
+        ({"num": 2, "seed": -1}, "seed=-1"),
+        ({"num": 2, "seed": 2**64}, "seed="),
+        ({"num": 2, "batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_bad_calls_are_refused_before_any_pass(settings: dict[str, Any], expected: str) -> None:
+    spy = Spy(NETWORK)
+    with pytest.raises(UserError) as caught:
+        specmask.sample(specmask.wrap(spy), Speculative(), **settings)  # type: ignore[arg-type]
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert spy.calls == []
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    broken = network()
+    with torch.no_grad():
+        broken.head.start[0] = torch.nan
+    with pytest.raises(UserError, match=r"head\.start"):
+        specmask.sample(specmask.wrap(broken), Speculative(), num=1)
