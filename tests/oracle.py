@@ -178,7 +178,9 @@ class Chain:
 
     trunk_layers, head_layers = 1, 1
 
-    def __init__(self, states: int = 3, vocab_size: int = 4, length: int = 6, seed: int = 1) -> None:
+    def __init__(
+        self, states: int = 3, vocab_size: int = 4, length: int = 6, seed: int = 1
+    ) -> None:
         self.vocab_size, self.mask_id, self.length = vocab_size, vocab_size, length
         generator = torch.Generator().manual_seed(seed)
 

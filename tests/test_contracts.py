@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import tiny_network
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
 from torch import Tensor
 
 import specmask
+from oracle import tiny_network
 from specmask import (
     SAMPLERS,
     Ancestral,
@@ -96,7 +99,15 @@ def draw(case: str, **settings: Any) -> Samples:
 
 
 def assert_same_row(one: Samples, a: int, other: Samples, b: int) -> None:
-    for field in ("tokens", "order", "trunk_passes", "verify_passes", "accepted", "rejected", "nfe"):
+    for field in (
+        "tokens",
+        "order",
+        "trunk_passes",
+        "verify_passes",
+        "accepted",
+        "rejected",
+        "nfe",
+    ):
         assert torch.equal(getattr(one, field)[a], getattr(other, field)[b]), field
 
 
@@ -157,16 +168,15 @@ def test_settings_are_checked(make: Any, expected: str) -> None:
 
 @every_sampler
 def test_a_row_does_not_depend_on_its_batch(case: str) -> None:
-    """Row k alone, in a batch of 7, and under batch sizes of 1, 3 and 7: the same row.
+    """Row k alone, in a batch of 7, and in batches of 3: the same row.
 
     Guards against uniforms taken from a stream, and against indices of rows that have left.
     """
     whole = draw(case, num=7)
-    for batch_size in (1, 3):
-        other = draw(case, num=7, batch_size=batch_size)
-        for k in range(7):
-            assert_same_row(whole, k, other, k)
-    for k in (0, 4, 6):
+    parts = draw(case, num=7, batch_size=3)
+    for k in range(7):
+        assert_same_row(whole, k, parts, k)
+    for k in (0, 6):
         assert_same_row(whole, k, draw(case, rows=[k]), 0)
     shuffled = draw(case, rows=[5, 2, 900])
     assert_same_row(whole, 5, shuffled, 0)
@@ -462,10 +472,6 @@ def assert_step(before: Frame, b: int, after: Frame, k: int) -> None:
 
 
 def test_text_is_decoded_without_padding() -> None:
-    from tokenizers import Tokenizer
-    from tokenizers.decoders import Fuse
-    from tokenizers.models import WordLevel
-
     tokenizer = Tokenizer(WordLevel({c: i for i, c in enumerate("abcdefghijk")}, unk_token="a"))
     tokenizer.decoder = Fuse()
     out = specmask.sample(

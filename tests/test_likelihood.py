@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from oracle import Chain, all_orders, all_rows, enumerated, tiny_network
 from torch import Tensor
 
 import specmask
+from oracle import Chain, all_orders, all_rows, enumerated, tiny_network
 from specmask import (
     Ancestral,
     AnyOrder,
@@ -184,9 +184,7 @@ def test_a_target_that_ignores_the_prefix_is_drawn_whatever_the_draft() -> None:
     generator = torch.Generator().manual_seed(1)
     log_p = -5 * torch.rand(length, generator=generator).double()
     log_q = -5 * torch.rand(1, length, length, generator=generator).double()
-    table = Conditionals(
-        log_q, log_p.expand(1, length, length), torch.tensor([length]), 1.0, 1.0
-    )
+    table = Conditionals(log_q, log_p.expand(1, length, length), torch.tensor([length]), 1.0, 1.0)
     for sampler in (Speculative(FullWindow()), Speculative(CosineWindow(0.02), 4)):
         got = specmask.score(table, sampler.law()).log_prob
         torch.testing.assert_close(got, log_p.sum()[None], rtol=0, atol=1e-8)
@@ -197,9 +195,7 @@ def test_costs_of_possible_rows_are_finite_under_top_p() -> None:
     tokens = all_rows(VOCAB, LENGTH).repeat(5, 1)
     order = all_orders(LENGTH)[::24].repeat_interleave(3**LENGTH, 0)
     sampler = Speculative(FullWindow(), 3, temperature=0.7, top_p=0.8)
-    got = specmask.evaluate(
-        specmask.wrap(enumerated(1)), tokens, order, sampler, batch_size=10_000
-    )
+    got = specmask.evaluate(specmask.wrap(enumerated(1)), tokens, order, sampler, batch_size=10_000)
     possible = got.log_prob > -math.inf
     assert 0 < int(possible.sum()) < len(possible)
     for cost in (got.trunk, got.verify):
@@ -261,7 +257,9 @@ def test_elbo_of_one_order_has_no_error_and_repeats_with_its_seed() -> None:
     tokens, _ = rows()
     first = specmask.elbo(model(), tokens, SPECULATIVE, orders=1, seed=3)
     assert bool(first.standard_error.isnan().all())
-    assert torch.equal(first.mean, specmask.elbo(model(), tokens, SPECULATIVE, orders=1, seed=3).mean)
+    assert torch.equal(
+        first.mean, specmask.elbo(model(), tokens, SPECULATIVE, orders=1, seed=3).mean
+    )
     assert not torch.equal(
         first.mean, specmask.elbo(model(), tokens, SPECULATIVE, orders=1, seed=4).mean
     )
@@ -281,9 +279,7 @@ def test_elbo_does_not_reuse_the_orders_its_rows_were_drawn_in() -> None:
     network = enumerated(1)
     sampler = Speculative(FullWindow())
     out = specmask.sample(specmask.wrap(network), sampler, num=200, seed=0)
-    again = torch.stack(
-        [specmask.random_orders(out.tokens, seed=0, number=k) for k in range(4)]
-    )
+    again = torch.stack([specmask.random_orders(out.tokens, seed=0, number=k) for k in range(4)])
     same = (again == out.order).all(-1).double().mean(1)
     assert float(same.max()) < 0.1  # by chance 1/120
 

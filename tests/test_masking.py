@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import FALSE_ALARM, Chain, chi_square
 
 import specmask
+from oracle import FALSE_ALARM, Chain, chi_square
 from specmask import Ancestral, ConstantWindow, CosineWindow, FullWindow, LinearWindow, UserError
 from specmask.masking import (
     SCHEDULES,

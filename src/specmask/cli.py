@@ -253,6 +253,8 @@ def _start_from(network: HybridTransformer, model: specmask.Model, fresh_head: b
         )
     part = "trunk" if fresh_head else ""
     network.get_submodule(part).load_state_dict(other.get_submodule(part).state_dict())
+    if fresh_head:  # so that the target begins as the draft
+        network.head.norm.load_state_dict(other.trunk.norm.state_dict())
 
 
 def run_sample(args: Sample) -> None:

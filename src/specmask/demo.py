@@ -72,7 +72,7 @@ def demo(args: DemoArgs) -> None:
 
     table = Table(title=f"{args.num} samples each, at equal cost")
     for column in ("", "spelling accuracy", "entropy (nats)", "NFE", "seconds a sample"):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="right" if column else "left", no_wrap=not column)
     for name, out in (("plain", theirs), ("self-speculative", ours)):
         texts = out.text or []
         accuracy = spelling_accuracy(texts, words)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import tiny_network
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import Fuse
@@ -17,6 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
 import specmask
+from oracle import tiny_network
 from specmask import FullWindow, HybridTransformer, Speculative, UserError
 from specmask.models import checkpoint
 from specmask.models.checkpoint import file_sha256, write_folder

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import masked, perturb, tiny_network
 from torch import Tensor
 
 import specmask
+from oracle import masked, perturb, tiny_network
 from specmask import FullWindow, HybridConfig, HybridTransformer, Speculative, UserError
 
 VOCAB, LENGTH, ROWS = 7, 9, 6

@@ -29,7 +29,7 @@ def show(value: Any) -> Any:
     if not isinstance(value, Window):
         return value
     name = type(value).__name__.removesuffix("Window").lower()
-    return ":".join([name, *(f"{number:g}" for number in vars(value).values())])
+    return ":".join([name, *(str(number) for number in vars(value).values())])
 
 
 def settings_of(sampler: Sampler) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def read_points(path: Path) -> list[Point]:
 def frontier(points: Sequence[Point], quality: str, sign: int) -> list[Point]:
     """The points no cheaper one is as good as, by rising NFE; sign +1 if more quality is better."""
     best: list[Point] = []
-    for point in sorted(points, key=lambda p: p["nfe"]):
+    for point in sorted(points, key=lambda p: (p["nfe"], -sign * p[quality])):
         if not best or sign * point[quality] > sign * best[-1][quality]:
             best.append(point)
     return best

@@ -98,14 +98,14 @@ def write_folder(
         _sync(folder.parent)
         shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(scratch, ignore_errors=True)
         raise UserError(
             f"could not write {folder}: {error}. Nothing that was saved before is lost; "
             "free some space or choose another folder"
         ) from error
-    except BaseException:
+    finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise
+        if aside.exists() and not folder.exists():
+            aside.rename(folder)
 
 
 def _sync(path: Path) -> None:
@@ -183,9 +183,7 @@ def load(name_or_folder: str | Path, device: str | torch.device = "cpu") -> Mode
     _check_names(folder, network.state_dict(), state)
     network.load_state_dict({name: value.float() for name, value in state.items()})
     network.to(device).eval()
-    path = folder / TOKENIZER
-    tokenizer = Tokenizer.from_file(str(path)) if path.exists() else None
-    return Model(network, tokenizer, folder.name)
+    return Model(network, _read_tokenizer(folder / TOKENIZER), folder.name)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -196,6 +194,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): the folder is damaged") from None
+    parts = ("network", "sha256")
+    if not isinstance(config, dict) or any(not isinstance(config.get(k), dict) for k in parts):
+        raise UserError(f"{path} lacks {' or '.join(parts)}: the folder is damaged")
     if config.get("architecture") != "hybrid":
         raise UserError(
             f"{path}: architecture {config.get('architecture')!r}, expected 'hybrid'; "
@@ -205,7 +206,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _network_config(folder: Path, config: dict[str, Any]) -> HybridConfig:
-    known, got = {f.name for f in fields(HybridConfig)}, set(config.get("network", {}))
+    known, got = {f.name for f in fields(HybridConfig)}, set(config["network"])
     if extra := got - known:
         raise UserError(f"{folder / CONFIG}: unknown network settings {', '.join(sorted(extra))}")
     try:
@@ -218,7 +219,7 @@ def _read_weights(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     if not path.exists():
         raise UserError(f"{folder} holds no {WEIGHTS}: not a model folder")
-    expected, got = config.get("sha256", {}).get(WEIGHTS), file_sha256(path)
+    expected, got = config["sha256"].get(WEIGHTS), file_sha256(path)
     if expected != got:
         raise UserError(
             f"{path} is damaged: its sha256 is {got[:12]}…, {CONFIG} says {str(expected)[:12]}…; "
@@ -230,6 +231,15 @@ def _read_weights(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read as safetensors: {error}") from None
     _check_finite(state, str(path))
     return state
+
+
+def _read_tokenizer(path: Path) -> Tokenizer | None:
+    if not path.exists():
+        return None
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{path} is not a tokenizer ({error}): the folder is damaged") from None
 
 
 def _check_finite(state: Mapping[str, Tensor], where: str) -> None:

@@ -76,6 +76,11 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
+def unit(x: Tensor) -> Tensor:
+    """(..., C) scaled to mean square one."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
 class RMSNorm(nn.RMSNorm):
     """RMSNorm whose gain follows its input's type, so that the fused kernel serves bf16 too."""
 
@@ -150,7 +155,11 @@ class Trunk(nn.Module):
     def forward(
         self, tokens: Int64[Tensor, "rows length"], lengths: Int64[Tensor, "rows"] | None = None
     ) -> Float[Tensor, "rows length width"]:
-        """Hidden states of one trunk pass; positions at or beyond `lengths` are not attended to."""
+        """Hidden states of one trunk pass; positions at or beyond `lengths` are not attended to.
+
+        At unit mean square: the residual stream grows to a hundred times the embeddings, and would
+        drown the token in what the head reads and the head's correction in what it adds to.
+        """
         position = torch.arange(tokens.shape[1], device=tokens.device)
         mask = None
         if lengths is not None and bool((lengths < tokens.shape[1]).any()):
@@ -159,7 +168,7 @@ class Trunk(nn.Module):
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x, angles, mask)
-        return x
+        return unit(x)
 
     def symbols(self, normed: Tensor) -> Tensor:
         """Normalised (..., C) → (..., V) logits. The mask has no logit, so it is never drawn."""
@@ -210,7 +219,7 @@ class Head(nn.Module):
         first = (ranks == 0)[..., None]
         here = _gather(hidden, ranks)
         # The track of rank d reads the token at rank d−1, h at σ(d−1), h at σ(d).
-        read = torch.cat((embedded, _gather(hidden, before)), dim=-1)
+        read = torch.cat((unit(embedded), _gather(hidden, before)), dim=-1)
         read = torch.where(first, self.start.to(read.dtype), read)
         x = self.combine(torch.cat((read, here), dim=-1))
         # The start symbol stands at −1.
