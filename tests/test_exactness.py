@@ -107,7 +107,10 @@ def draw(head_layers: int, sampler: object, number: int, seed: int = 0) -> Sampl
 @pytest.mark.parametrize("head_layers", [1, 2])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_law_sums_to_one_for_every_order(name: str, head_layers: int) -> None:
-    """Σ_x p(x|σ) = 1 for all 120 orders (24 with two head layers): guards the recursion's leaves, ends and rounds."""
+    """Σ_x p(x|σ) = 1 for all 120 orders (24 with two head layers).
+
+    Guards the recursion's leaves, ends and rounds.
+    """
     total = scores(head_layers, SETTINGS[name]).log_prob.exp().sum(1)
     assert (total - 1).abs().max() < 1e-10
 
@@ -236,9 +239,9 @@ def assert_costs(out: Samples, score: Score) -> None:
 def test_samples_follow_the_law(name: str) -> None:
     """χ² of samples against the mixture over all 120 orders, for every setting of the grid.
 
-    5e4 samples, half of that where tempered; a million below. False alarm 1e-6, and 6e-5 for each mean. Guards
-    against a ratio the wrong way round, a residual drawn from p, a window one off, drafts kept
-    after they were judged, a uniform used twice.
+    5e4 samples, half of that where tempered; a million below. False alarm 1e-6, and 6e-5 for each
+    mean. Guards against a ratio the wrong way round, a residual drawn from p, a window one off,
+    drafts kept after they were judged, a uniform used twice.
     """
     sampler = SPECULATIVE[name]
     out = draw(1, sampler, 50_000 if sampler.temperature == 1 else 25_000)

@@ -244,9 +244,14 @@ def run_train(args: Train) -> None:
 
 
 def _start_from(network: HybridTransformer, model: specmask.Model, fresh_head: bool) -> None:
-    """Copy a model's weights, or its trunk's, into a network of the same configuration."""
-    other = model.network
-    if not isinstance(other, HybridTransformer) or other.config != network.config:
+    """Copy a model's weights, or its trunk's, into a network of the same shape.
+
+    The length may differ: no weight depends on it, and short rows are a good first stage.
+    """
+    other, length = model.network, network.config.length
+    if not isinstance(other, HybridTransformer) or (
+        replace(other.config, length=length) != network.config
+    ):
         raise UserError(
             f"--init {model.name} has another shape ({getattr(other, 'config', type(other))}) than "
             f"this training ({network.config}): pass the same sizes"
