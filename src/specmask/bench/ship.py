@@ -68,6 +68,8 @@ class Ship:
     """Sample with bfloat16 matrix products; the exact laws stay float32."""
     seed: int = 0
     """Of samples and orders."""
+    note: str = ""
+    """What else the card should say about the training, in Markdown."""
     card_only: bool = False
     """Draw figures and card again from the results that are there; RUN's log is read."""
 
@@ -259,8 +261,7 @@ the one before (`--init`); two CPU cores that had other work to do:
 
 {training}
 
-A stage that stops early was cut there. The head was started anew (`--fresh-head`) in the last one:
-before it, the head turned its queries like its keys, and had learned nothing.
+{note}
 
 ![losses](losses.png)
 
@@ -296,7 +297,9 @@ Weights: Apache-2.0. Word list: the words that occur in the training text.
 """
 
 
-def card(folder: Path, points: Sequence[Point], log: Sequence[dict[str, Any]], data: str) -> str:
+def card(
+    folder: Path, points: Sequence[Point], log: Sequence[dict[str, Any]], data: str, note: str
+) -> str:
     """The model card, every figure from the results and the log."""
     network = specmask.load(folder).network
     assert isinstance(network, specmask.HybridTransformer)
@@ -309,6 +312,7 @@ def card(folder: Path, points: Sequence[Point], log: Sequence[dict[str, Any]], d
         megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
         tokens=sum(stage[-1]["tokens"] for stage in stages) / 1e6,
         data=data,
+        note=note,
         training="\n".join(_stage_line(n, stage) for n, stage in enumerate(stages, 1)),
         eval_rows=stages[-1][0]["config"]["eval_rows"],
         draft_bits=held_out["draft_bits"],
@@ -332,12 +336,12 @@ def stages_of(log: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _stage_line(number: int, stage: Sequence[dict[str, Any]]) -> str:
-    config, last = stage[0]["config"], stage[-1]
+    config, length, last = stage[0]["config"], stage[0]["network"]["length"], stage[-1]
     names = ("batch_size", "optimizer", "lr", "muon_lr", "ema", "precision", "seed")
     settings = ", ".join(f"{name} {config[name]}" for name in names)
     return (
-        f"{number}. {last['step']} of {config['steps']} steps, {last['tokens'] / 1e6:.1f} M "
-        f"tokens, {last['seconds'] / 60:.0f} minutes: {settings}."
+        f"{number}. rows of {length}, {last['step']} of {config['steps']} steps, "
+        f"{last['tokens'] / 1e6:.1f} M tokens, {last['seconds'] / 60:.0f} minutes: {settings}."
     )
 
 
@@ -364,7 +368,7 @@ def ship(args: Ship) -> None:
         log = read_points(folder / "log.jsonl")
         quality_figure(folder / "quality.png", points)
         loss_figure(folder / "losses.png", log)
-        (folder / CARD).write_text(card(folder, points, log, corpus.sha256))
+        (folder / CARD).write_text(card(folder, points, log, corpus.sha256, args.note))
         if args.folder.exists():
             shutil.rmtree(args.folder)
         shutil.move(folder, args.folder)
