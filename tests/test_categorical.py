@@ -129,6 +129,13 @@ def test_temperature_zero_takes_the_first_of_the_largest() -> None:
     assert got.tolist() == [0, 1, 0, 0]
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-308, 5e-324])
+def test_a_tiny_temperature_takes_the_largest(temperature: float) -> None:
+    """Guards against logits / temperature = inf, whose softmax is NaN."""
+    got = log_probabilities(f64(1, 4, -3), temperature).exp()
+    assert got.tolist() == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("top_p", "expected"),
     [

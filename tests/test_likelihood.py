@@ -322,6 +322,7 @@ BAD = {
     "given negative": (lambda t, o: (t, o), {"given": [-1, 0, 0, 0]}, "from 0 to its length"),
     "given of two": (lambda t, o: (t, o), {"given": [1, 1]}, "one number per row"),
     "batch of none": (lambda t, o: (t, o), {"batch_size": 0}, "batch_size=0"),
+    "batch of less": (lambda t, o: (t, o), {"batch_size": -5}, "batch_size=-5"),
 }
 
 

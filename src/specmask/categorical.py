@@ -6,11 +6,14 @@ stream, so a row's result cannot depend on the batch it rides in or on what was 
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
+
+from specmask.errors import UserError
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -27,6 +30,7 @@ class Purpose(IntEnum):
     REVEAL = 4
     TRAIN_ORDER = 5
     TRAIN_REVEALED = 6
+    SCORE_ORDER = 7
 
 
 def philox(
@@ -79,6 +83,14 @@ def uniform(seed: int, *words: Tensor | int) -> Tensor:
     return ((a >> 5) * (1 << 26) + (b >> 6)).double() * 2.0**-53
 
 
+def check_tempering(temperature: float, top_p: float) -> None:
+    """Raise UserError unless temperature ≥ 0 is finite and 0 < top_p ≤ 1."""
+    if not (temperature >= 0 and math.isfinite(temperature)):
+        raise UserError(f"temperature {temperature}: expected a number >= 0 (0 takes the best)")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p {top_p}: expected 0 < top_p <= 1")
+
+
 def log_probabilities(
     logits: Tensor, temperature: float = 1.0, top_p: float = 1.0
 ) -> Float64[Tensor, "*batch vocab"]:
@@ -93,7 +105,9 @@ def log_probabilities(
     if temperature == 0:
         best = torch.full_like(scores, -torch.inf)
         return best.scatter_(-1, scores.argmax(-1, keepdim=True), 0.0)
-    log_p = torch.log_softmax(scores / temperature if temperature != 1 else scores, dim=-1)
+    if temperature != 1:  # from the best down, so that no temperature is too small to divide by
+        scores = (scores - scores.amax(-1, keepdim=True)) / temperature
+    log_p = torch.log_softmax(scores, dim=-1)
     if top_p < 1:
         ranked, symbols = log_p.sort(dim=-1, descending=True, stable=True)
         mass_before = ranked.exp().cumsum(-1).roll(1, -1)

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from specmask.categorical import Purpose, log_probabilities, uniform
+from specmask.categorical import Purpose, check_tempering, log_probabilities, uniform
 from specmask.errors import UserError
 from specmask.masking import GroupLaw, Law, SpeculativeLaw, order_by, window_ends
-from specmask.models.checkpoint import Model
+from specmask.models.checkpoint import Model, check_weights
 from specmask.models.protocol import Denoiser, Verifier
 
 Progress = Callable[[int, int], None]
@@ -79,6 +79,8 @@ def conditionals(
     Raises:
         UserError: tokens or order that do not fit the model or each other.
     """
+    check_tempering(temperature, top_p)
+    _check_batch(batch_size)
     rows = _check_rows(model, tokens, order, lengths)
     every = rows.lengths[:, None].expand_as(rows.tokens)
     law = _Tempering(temperature, top_p)
@@ -318,6 +320,7 @@ def evaluate(
     self-speculation, the groups' first ranks for plain sampling. Arguments as in `log_prob`.
     """
     law = sampler.law()
+    _check_batch(batch_size)
     rows = _check_rows(model, tokens, order, lengths)
     start = _check_given(given, rows)
     results = [
@@ -461,6 +464,8 @@ def elbo(
     """
     if orders < 1:
         raise UserError(f"orders={orders}: expected at least 1")
+    sampler.law()
+    lengths = _check_tokens(model, tokens, lengths).lengths
     left_to_right = getattr(sampler, "order", "random") == "left-to-right"
     each = []
     for k in range(1 if left_to_right else orders):
@@ -488,7 +493,7 @@ def random_orders(
 ) -> Int64[Tensor, "rows length"]:
     """(B, L) uniform orders of (B, L) rows, the `number`-th of the seed, padding last."""
     rows, positions = (torch.arange(n, device=tokens.device) for n in tokens.shape)
-    keys = uniform(seed, rows[:, None], positions, Purpose.ORDER, number)
+    keys = uniform(seed, rows[:, None], positions, Purpose.SCORE_ORDER, number)
     sizes = torch.full_like(rows, tokens.shape[1]) if lengths is None else lengths
     return order_by(keys, torch.zeros_like(keys, dtype=torch.bool), sizes)
 
@@ -509,10 +514,10 @@ def _some_order(
 # --------------------------------------------------------------------------------------- checks
 
 
-def _check_rows(
-    model: Model, tokens: Tensor, order: Tensor, lengths: Tensor | Sequence[int] | None
-) -> _Rows:
+def _check_tokens(model: Model, tokens: Tensor, lengths: Tensor | Sequence[int] | None) -> _Rows:
+    """Complete rows that fit the model, in left-to-right order."""
     network, device = model.network, model.device
+    check_weights(network)
     if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
         raise UserError(
             f"tokens of shape {tuple(tokens.shape)} and type {tokens.dtype}: expected integers of "
@@ -520,7 +525,7 @@ def _check_rows(
         )
     if tokens.shape[1] > network.length:
         raise UserError(f"rows of {tokens.shape[1]} tokens: the model takes {network.length}")
-    tokens, order = tokens.to(device).long(), order.to(device).long()
+    tokens = tokens.to(device).long()
     longest = tokens.shape[1]
     sizes = torch.as_tensor([longest] * len(tokens) if lengths is None else lengths)
     sizes = sizes.to(device).long()
@@ -532,16 +537,31 @@ def _check_rows(
             f"tokens: expected complete rows of 0..{network.vocab_size - 1}; a masked row has no "
             "probability"
         )
+    every = torch.arange(longest, device=device).expand_as(tokens)
+    return _Rows(tokens.clamp(min=0, max=network.mask_id), every, sizes)
+
+
+def _check_rows(
+    model: Model, tokens: Tensor, order: Tensor, lengths: Tensor | Sequence[int] | None
+) -> _Rows:
+    rows = _check_tokens(model, tokens, lengths)
     if order.shape != tokens.shape:
         raise UserError(f"order is {tuple(order.shape)}, tokens are {tuple(tokens.shape)}")
-    ranks = torch.arange(longest, device=device)
-    permutation = bool((order.sort(1).values == ranks).all())
-    if not permutation or bool((order >= sizes[:, None])[inside].any()):
+    order = order.to(model.device)
+    ranks = torch.arange(order.shape[1], device=order.device)
+    permutation = not order.is_floating_point() and bool((order.sort(1).values == ranks).all())
+    inside = ranks < rows.lengths[:, None]
+    if not permutation or bool((order >= rows.lengths[:, None])[inside].any()):
         raise UserError(
             "order: expected a permutation of the positions 0..length-1 in each row, the positions "
             "beyond the row's length last"
         )
-    return _Rows(tokens.clamp(min=0, max=network.mask_id), order, sizes)
+    return _Rows(rows.tokens, order.long(), rows.lengths)
+
+
+def _check_batch(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: expected at least 1")
 
 
 def _check_given(given: Tensor | Sequence[int] | int, rows: _Rows) -> Tensor:

@@ -136,8 +136,8 @@ class ConstantWindow:
     k: int
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise UserError(f"constant window of {self.k} tokens: expected at least 1")
+        if not isinstance(self.k, int) or not 1 <= self.k < 1 << 31:
+            raise UserError(f"constant window of {self.k} tokens: expected a whole number from 1")
 
     def size(self, revealed: Tensor, lengths: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(revealed.shape, lengths.shape)

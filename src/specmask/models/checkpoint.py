@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from specmask.errors import UserError
+from specmask.errors import UserError, unknown
 from specmask.models.hybrid import HybridConfig, HybridTransformer
 from specmask.models.protocol import Denoiser
 from specmask.models.zoo import ZOO, zoo_folder
@@ -174,9 +174,7 @@ def load(name_or_folder: str | Path, device: str | torch.device = "cpu") -> Mode
     if str(name_or_folder) in ZOO:
         folder = zoo_folder(str(name_or_folder))
     if not folder.is_dir():
-        raise UserError(
-            f"no model {str(name_or_folder)!r}: expected a folder or one of {', '.join(ZOO)}"
-        )
+        raise unknown("model folder or name", str(name_or_folder), ZOO)
     config = _read_config(folder)
     state = _read_weights(folder, config)
     network = HybridTransformer(_network_config(folder, config))
@@ -246,8 +244,14 @@ def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
     for name, value in state.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise UserError(
-                f"{where}: tensor {name!r} holds NaN or infinity; use an earlier checkpoint"
+                f"{where}: weight {name!r} holds NaN or infinity; use an earlier checkpoint"
             )
+
+
+def check_weights(network: object) -> None:
+    """Raise UserError if a weight of a module is NaN or infinite."""
+    if isinstance(network, torch.nn.Module):
+        _check_finite(dict(network.named_parameters()), type(network).__name__)
 
 
 def _check_names(folder: Path, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:

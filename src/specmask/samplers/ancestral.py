@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from specmask.categorical import Purpose
+from specmask.categorical import Purpose, check_tempering
 from specmask.errors import UserError, unknown
 from specmask.masking import SCHEDULES, GroupLaw, Schedule, fixed_cuts, schedule_levels
 from specmask.models.protocol import Meter
@@ -17,7 +17,6 @@ from specmask.samplers.base import (
     State,
     StepInfo,
     Uniforms,
-    check_tempering,
     draw_drafts,
     initial_state,
     place,
@@ -64,8 +63,8 @@ class Ancestral:
     verifies: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"steps={self.steps}: expected at least 1")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise UserError(f"steps={self.steps}: expected a whole number of at least 1")
         if self.counts not in ("random", "fixed"):
             raise unknown("counts", self.counts, ("random", "fixed"))
         if self.schedule not in SCHEDULES:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from specmask.categorical import Purpose
+from specmask.categorical import Purpose, check_tempering
 from specmask.errors import unknown
 from specmask.masking import ConstantWindow, GroupLaw, Law, SpeculativeLaw
 from specmask.models.protocol import Meter
@@ -17,7 +17,6 @@ from specmask.samplers.base import (
     StepInfo,
     Uniforms,
     check_order,
-    check_tempering,
     draw_drafts,
     draw_tokens,
     initial_state,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -15,7 +14,7 @@ from torch import Tensor
 from specmask.categorical import Purpose, draw, log_probabilities, uniform
 from specmask.errors import UserError, unknown
 from specmask.masking import ORDERS, Law, order_by
-from specmask.models.checkpoint import Model
+from specmask.models.checkpoint import Model, check_weights
 from specmask.models.protocol import Denoiser, Meter, Passes, Verifier
 
 # ------------------------------------------------------------------------------------- contract
@@ -111,14 +110,6 @@ class Sampler(Protocol):
 # ------------------------------------------------------------------------- parts samplers share
 
 
-def check_tempering(temperature: float, top_p: float) -> None:
-    """Raise UserError unless temperature ≥ 0 is finite and 0 < top_p ≤ 1."""
-    if not (temperature >= 0 and math.isfinite(temperature)):
-        raise UserError(f"temperature {temperature}: expected a number >= 0 (0 takes the best)")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p {top_p}: expected 0 < top_p <= 1")
-
-
 def check_order(order: str, allowed: Sequence[str] = ORDERS) -> None:
     """Raise UserError unless `order` is one of the allowed names."""
     if order not in allowed:
@@ -187,10 +178,10 @@ def draw_drafts(
 _BLOCK = 1 << 23  # float64 numbers held at once while probabilities are formed: 64 MB
 
 
-def _blocks(logits: Tensor) -> Iterator[slice]:
+def blocks(rows: int, ranks: int, vocab: int) -> Iterator[slice]:
     """Slices of the rank axis of (B, K, V) small enough to hold in float64."""
-    size = max(1, _BLOCK // (logits.shape[0] * logits.shape[2]))
-    return (slice(k, k + size) for k in range(0, logits.shape[1], size))
+    size = max(1, _BLOCK // (rows * vocab))
+    return (slice(k, k + size) for k in range(0, ranks, size))
 
 
 def draw_tokens(
@@ -198,7 +189,7 @@ def draw_tokens(
 ) -> tuple[Int64[Tensor, "rows ranks"], Float64[Tensor, "rows ranks"]]:
     """A token and its log-probability at each of (B, K) places, from (B, K, V) logits."""
     tokens, log_p = [], []
-    for k in _blocks(logits):
+    for k in blocks(*logits.shape):
         log_probs = log_probabilities(logits[:, k], temperature, top_p)
         tokens.append(draw(log_probs.exp(), uniforms[:, k]))
         log_p.append(log_probs.gather(-1, tokens[-1][..., None])[..., 0])
@@ -212,7 +203,7 @@ def score_tokens(
     return torch.cat(
         [
             log_probabilities(logits[:, k], temperature, top_p).gather(-1, tokens[:, k, None])
-            for k in _blocks(logits)
+            for k in blocks(*logits.shape)
         ],
         1,
     )[..., 0]
@@ -457,8 +448,9 @@ def _canvas(
         raise UserError(f"lengths {sizes.tolist()}: expected {count} numbers from 1 to {longest}")
     names: Any = range(count) if rows is None else rows
     names = torch.as_tensor(list(names), dtype=torch.int64, device=tokens.device)
-    if names.shape != (count,) or len(names.unique()) != count or bool((names < 0).any()):
-        raise UserError(f"rows {names.tolist()}: expected {count} distinct numbers >= 0")
+    fits = names.shape == (count,) and len(names.unique()) == count
+    if not fits or bool(((names < 0) | (names >= 1 << 32)).any()):
+        raise UserError(f"rows {names.tolist()}: expected {count} distinct numbers in [0, 2**32)")
     return Canvas(tokens, sizes, names, network.mask_id)
 
 
@@ -506,7 +498,4 @@ def _check_call(model: Model, sampler: Sampler, seed: int, batch_size: int) -> N
             f"{type(sampler).__name__} needs a causal head, and {type(network).__name__} has "
             "none: use a sampler of the draft alone, e.g. Ancestral"
         )
-    if isinstance(network, torch.nn.Module):
-        for name, value in network.named_parameters():
-            if not bool(value.isfinite().all()):
-                raise UserError(f"weight {name!r} holds NaN or infinity: load a sound checkpoint")
+    check_weights(network)

@@ -8,7 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from specmask.categorical import Purpose, accept_prefix, draw_residual, log_probabilities
+from specmask.categorical import (
+    Purpose,
+    accept_prefix,
+    check_tempering,
+    draw_residual,
+    log_probabilities,
+)
 from specmask.errors import UserError, unknown
 from specmask.masking import (
     CosineWindow,
@@ -25,8 +31,8 @@ from specmask.samplers.base import (
     State,
     StepInfo,
     Uniforms,
+    blocks,
     check_order,
-    check_tempering,
     draw_drafts,
     initial_state,
     place,
@@ -66,8 +72,10 @@ class Speculative:
     verifies: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise UserError(f"rounds={self.rounds}: expected at least 1 verify pass")
+        if not isinstance(self.window, Window):
+            raise UserError(f"window={self.window!r}: expected e.g. CosineWindow(0.05)")
+        if not isinstance(self.rounds, int) or self.rounds < 1:
+            raise UserError(f"rounds={self.rounds}: expected a whole number of at least 1")
         if self.first not in ("verify", "accept"):
             raise unknown("first-rank rule", self.first, ("verify", "accept"))
         check_order(self.order)
@@ -154,8 +162,13 @@ class Speculative:
     def _most_confident_first(self, model: Meter, hidden: Tensor, state: State) -> State:
         length = state.tokens.shape[1]
         every = torch.arange(length, device=state.tokens.device).expand_as(state.tokens)
-        logits = model.draft_logits(hidden, every).float()
-        best = logits.amax(-1) - logits.logsumexp(-1)  # largest log-probability, ≤ 0
+        best = torch.cat(  # largest log-probability, ≤ 0
+            [
+                model.draft_logits(hidden, every[:, k]).float().log_softmax(-1).amax(-1)
+                for k in blocks(len(every), length, model.vocab_size)
+            ],
+            dim=1,
+        )
         rank = torch.empty_like(state.order).scatter(1, state.order, every)
         known = rank < state.revealed[:, None]  # these keep the order they were revealed in
         keys = torch.where(known, (rank - length).float(), -best)
