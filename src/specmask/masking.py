@@ -137,7 +137,9 @@ class ConstantWindow:
 
     def __post_init__(self) -> None:
         if not isinstance(self.k, int) or not 1 <= self.k < 1 << 31:
-            raise UserError(f"constant window of {self.k} tokens: expected a whole number from 1")
+            raise UserError(
+                f"constant window of {self.k} tokens: expected a whole number, at least 1"
+            )
 
     def size(self, revealed: Tensor, lengths: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(revealed.shape, lengths.shape)

@@ -211,6 +211,8 @@ def _network_config(folder: Path, config: dict[str, Any]) -> HybridConfig:
         return HybridConfig(**config["network"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: network settings are incomplete ({error})") from None
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from None
 
 
 def _read_weights(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:

@@ -47,7 +47,9 @@ class HybridConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "length", "width", "heads", "trunk_layers", "head_layers"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: expected a whole number from 1")
+                raise UserError(
+                    f"{name}={getattr(self, name)}: expected a whole number, at least 1"
+                )
         if self.mlp_hidden is not None and self.mlp_hidden < 1:
             raise UserError(f"mlp_hidden={self.mlp_hidden}: expected at least 1, or None")
         if self.width % (4 * self.heads):

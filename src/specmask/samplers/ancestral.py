@@ -64,7 +64,7 @@ class Ancestral:
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, int) or self.steps < 1:
-            raise UserError(f"steps={self.steps}: expected a whole number of at least 1")
+            raise UserError(f"steps={self.steps}: expected a whole number, at least 1")
         if self.counts not in ("random", "fixed"):
             raise unknown("counts", self.counts, ("random", "fixed"))
         if self.schedule not in SCHEDULES:

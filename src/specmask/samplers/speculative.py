@@ -75,7 +75,7 @@ class Speculative:
         if not isinstance(self.window, Window):
             raise UserError(f"window={self.window!r}: expected e.g. CosineWindow(0.05)")
         if not isinstance(self.rounds, int) or self.rounds < 1:
-            raise UserError(f"rounds={self.rounds}: expected a whole number of at least 1")
+            raise UserError(f"rounds={self.rounds}: expected a whole number, at least 1")
         if self.first not in ("verify", "accept"):
             raise unknown("first-rank rule", self.first, ("verify", "accept"))
         check_order(self.order)
