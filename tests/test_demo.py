@@ -146,12 +146,7 @@ def test_the_page_replays_the_first_row_of_both(shown: tuple[Path, str]) -> None
         (("--out", "no/such/folder.html"), ("--out", "folder")),
         (("--out", "."), ("--out",)),
         (("--seed", "-1"), ("seed=-1",)),
-        pytest.param(
-            *(("--device", "cudda"), ("cudda",)),
-            marks=pytest.mark.xfail(
-                strict=True, raises=RuntimeError, reason="defect: load lets torch's error through"
-            ),
-        ),
+        (("--device", "cudda"), ("cudda",)),
     ],
 )
 def test_refused_before_anything_is_drawn(

@@ -215,7 +215,7 @@ with torch.no_grad():
     before = peak()
     state, info = sampler.step(Meter(network, 4), state, uniforms)
 assert int(info.rounds.min()) == 1 and int(info.revealed.min()) >= 1
-print((peak() - before) / 1e6)
+print((peak() - before) * 1024 / 1e9)
 """
 
 

@@ -42,19 +42,14 @@ def test_the_papers_networks_have_about_150_million_parameters(name: str) -> Non
     assert (network.trunk_layers, network.head_layers, network.width) == (11, 1, 768)
 
 
-def names_but(defect: str, reason: str) -> list[object]:
-    mark = pytest.mark.xfail(strict=True, reason=f"defect: {reason}")
-    return [pytest.param(name, marks=mark if name == defect else ()) for name in RECIPES]
-
-
-@pytest.mark.parametrize("name", names_but("openwebtext", "states neither command nor time"))
+@pytest.mark.parametrize("name", list(RECIPES))
 def test_a_docstring_states_command_and_time(name: str) -> None:
     said = inspect.getdoc(RECIPES[name]) or ""
     assert f"Command: specmask train {name} --" in said
     assert "Time: " in said
 
 
-@pytest.mark.parametrize("name", names_but("characters", "says 1.9 M, has 2.05 M"))
+@pytest.mark.parametrize("name", list(RECIPES))
 def test_a_docstring_states_the_count(name: str) -> None:
     """In its first line, to the digits that it gives."""
     said = (inspect.getdoc(RECIPES[name]) or "").split("\n\n")[0].split()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
-import json
 import math
 import sys
 import textwrap
@@ -29,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import specmask
-from specmask.bench.run import settings_of, show
+from specmask.bench.run import json_line, settings_of, show
 from specmask.data.batches import Batches, windows
 from specmask.data.corpora import load_corpus
 from specmask.data.files import read_text
@@ -286,7 +285,7 @@ def run_sample(args: Sample) -> None:
     first = next(lines)  # so that whatever a sampler refuses is refused before --out is touched
     with args.out.open("w") as file:
         for line in itertools.chain([first], lines):
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json_line(line))
             file.flush()
     console.print(f"{args.num} samples in {args.out}", markup=False, soft_wrap=True)
 
@@ -382,7 +381,7 @@ def run_score(args: Score) -> None:
     tokens = windows(ids, length, args.rows)
     lines = _score_rows(model, sampler, args, tokens)
     if args.out is not None:
-        args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        args.out.write_text("".join(map(json_line, lines)))
     bits = torch.tensor([line["bits_per_character"] for line in lines], dtype=torch.float64)
     nfe = torch.tensor([line["expected_nfe"] for line in lines], dtype=torch.float64)
     error = f" ± {bits.std() / math.sqrt(len(bits)):.4f}" if len(bits) > 1 else ""
@@ -491,6 +490,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[type(args)](args)
     except UserError as error:
         print(f"specmask: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder without permission, a file in the way
+        print(f"specmask: {error.strerror or error}: {error.filename or 'output'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("specmask: interrupted", file=sys.stderr)

@@ -238,7 +238,6 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path, model: specmask.Mode
     assert (tmp_path / "results.jsonl").read_text().count("\n") == len(written)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: an error that is not there is written as NaN")
 def test_a_file_holds_json_alone(tmp_path: Path, model: specmask.Model) -> None:
     """One sample has no standard error."""
     point = sample_point(model, specmask.Speculative(), frozenset({"a"}), num=1)

@@ -148,9 +148,20 @@ def _law_point(sampler: Sampler, values: Tensor, seed: int) -> Point:
     }
 
 
+def json_line(row: Point) -> str:
+    """One line of JSON; a number that is not finite, which JSON has no word for, becomes null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(one) for key, one in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(row), ensure_ascii=False) + "\n"
+
+
 def write_points(path: Path, points: Iterable[Point]) -> None:
     """One JSON object a line."""
-    path.write_text("".join(json.dumps(point) + "\n" for point in points))
+    path.write_text("".join(json_line(point) for point in points))
 
 
 def read_points(path: Path) -> list[Point]:

@@ -174,13 +174,16 @@ def load(name_or_folder: str | Path, device: str | torch.device = "cpu") -> Mode
     if str(name_or_folder) in ZOO:
         folder = zoo_folder(str(name_or_folder))
     if not folder.is_dir():
-        raise unknown("model folder or name", str(name_or_folder), ZOO)
+        raise unknown("model", str(name_or_folder), ZOO)
     config = _read_config(folder)
     state = _read_weights(folder, config)
     network = HybridTransformer(_network_config(folder, config))
     _check_names(folder, network.state_dict(), state)
     network.load_state_dict({name: value.float() for name, value in state.items()})
-    network.to(device).eval()
+    try:
+        network.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {str(device)!r}: {str(error).splitlines()[0]}") from None
     return Model(network, _read_tokenizer(folder / TOKENIZER), folder.name)
 
 
