@@ -216,7 +216,10 @@ class Score:
 def run_train(args: Train) -> None:
     """`specmask train`."""
     plan = recipe(args.recipe)
-    config = replace(plan.train, **_given(args.train))
+    settings = _given(args.train)
+    if "steps" in settings:  # a short run warms up for a short while, unless it says otherwise
+        settings.setdefault("warmup", min(plan.train.warmup, max(settings["steps"] // 10, 0)))
+    config = replace(plan.train, **settings)
     network_config = replace(plan.network, **_given(args.network))
     if args.data is None and plan.corpus != "text8":
         raise UserError(f"recipe {plan.name!r} needs a text: pass --data FILE")
@@ -225,7 +228,10 @@ def run_train(args: Train) -> None:
     torch.manual_seed(config.seed)
     network = HybridTransformer(network_config)
     if args.init is not None:
-        _start_from(network, specmask.load(args.init), args.fresh_head)
+        start = specmask.load(args.init)
+        if start.tokenizer is None or start.tokenizer.to_str() != corpus.tokenizer.to_str():
+            raise UserError(f"--init {args.init} reads other symbols than the text of this run has")
+        _start_from(network, start, args.fresh_head)
     length = network_config.length
     folder = train(
         network,
