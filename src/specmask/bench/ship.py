@@ -236,6 +236,7 @@ of what the paper's model saw.
 
 ```python
 import specmask
+
 model = specmask.load("text8-small")
 sampler = specmask.Speculative(window=specmask.CosineWindow(0.05), rounds=2)
 print(specmask.sample(model, sampler, num=4, seed=0).text)
