@@ -1,0 +1,7 @@
+"""`python -m specmask.cli`."""
+
+import sys
+
+from specmask.cli import main
+
+sys.exit(main())

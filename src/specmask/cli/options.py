@@ -1,0 +1,126 @@
+"""What commands share: settings of tables as options, and options checked before any work."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import textwrap
+from dataclasses import MISSING, field, fields, make_dataclass
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeAlias,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import torch
+import tyro
+
+import specmask
+from specmask.bench.run import show
+from specmask.errors import UserError, unknown
+from specmask.masking import Window, parse_window
+from specmask.samplers import SAMPLERS
+
+
+def _field_docs(owner: type) -> dict[str, str]:
+    """The string that stands below each field of a dataclass, as one line."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+    assert isinstance(tree.body[0], ast.ClassDef)
+    body, docs = tree.body[0].body, {}
+    for above, below in itertools.pairwise(body):
+        if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr):
+            name, text = ast.unparse(above.target), ast.literal_eval(below.value)
+            docs[name] = " ".join(text.split())
+    return docs
+
+
+def optional(tables: dict[str, type], skip: frozenset[str] = frozenset()) -> list[Any]:
+    """One optional field for every setting that any of the dataclasses has.
+
+    So a sampler that is added to `SAMPLERS` has its settings on the command line at once.
+    """
+    types: dict[str, Any] = {}
+    helps: dict[str, list[str]] = {}
+    for name, owner in tables.items():
+        hints, docs = get_type_hints(owner), _field_docs(owner)
+        for item in fields(owner):
+            if item.name in skip:
+                continue
+            hint = hints[item.name]
+            word = hint is Window or get_origin(hint) is Literal
+            types.setdefault(item.name, str if word else hint)
+            default = "" if item.default is MISSING else f" [{show(item.default)}]"
+            prefix = f"{name}{default}: " if name else f"{default.lstrip()} "
+            helps.setdefault(item.name, []).append(f"{prefix}{docs[item.name]}")
+    return [
+        (name, Annotated[kind | None, _option(kind, helps[name])], field(default=None))
+        for name, kind in types.items()
+    ]
+
+
+def _option(kind: Any, helps: list[str]) -> Any:
+    """How an optional setting shows in --help: its kind and its tables' defaults, not None."""
+    kinds = [one for one in get_args(kind) if one is not type(None)]
+    name = (kinds[0] if kinds and get_origin(kind) is not tuple else kind).__name__.upper()
+    text = "\n".join(dict.fromkeys(helps))
+    return tyro.conf.arg(metavar=name, help=text, help_behavior_hint="")
+
+
+if TYPE_CHECKING:
+    SamplerOptions: TypeAlias = Any
+else:
+    SamplerOptions = make_dataclass("SamplerOptions", optional(SAMPLERS), frozen=True)
+
+
+def given(options: Any) -> dict[str, Any]:
+    """The settings that were named on the command line."""
+    return {name: value for name, value in vars(options).items() if value is not None}
+
+
+def build_sampler(name: str, options: Any) -> specmask.samplers.Sampler:
+    """The sampler of that name with the options that were given.
+
+    Raises:
+        UserError: unknown name; an option of another sampler; a value out of range.
+    """
+    key = name.replace("-", "_")
+    if key not in SAMPLERS:
+        raise unknown("sampler", name, SAMPLERS)
+    settings = given(options)
+    own = {item.name for item in fields(SAMPLERS[key])}
+    for option in settings:
+        if option not in own:
+            raise UserError(
+                f"--{option.replace('_', '-')} is not a setting of sampler {name!r}: it has "
+                + ", ".join(f"--{one.replace('_', '-')}" for one in sorted(own))
+            )
+    if "window" in settings:
+        settings["window"] = parse_window(settings["window"])
+    return SAMPLERS[key](**settings)
+
+
+def check_out(path: Path | None, overwrite: bool) -> None:
+    """Raise UserError where `--out` cannot be written, or not without `--overwrite`."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder: expected a file")
+    if path.exists() and not overwrite:
+        raise UserError(f"--out {path} exists: choose another file or pass --overwrite")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: there is no folder {path.parent}")
+
+
+def check_device(name: str) -> None:
+    """Raise UserError for a `--device` that torch does not know or this machine lacks."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None

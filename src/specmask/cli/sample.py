@@ -1,0 +1,148 @@
+"""`specmask sample`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+import specmask
+from specmask.bench.run import json_line, settings_of
+from specmask.cli.options import SamplerOptions, build_sampler, check_device, check_out
+from specmask.cli.output import console, progress_bar
+from specmask.data.tokenizers import encode
+from specmask.errors import UserError
+from specmask.training.loop import versions
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Generate samples, or fill in a canvas, and write one JSON object per sample."""
+
+    model: tyro.conf.Positional[str]
+    """Name of a shipped model (text8-small) or a model folder."""
+    out: Path | None = None
+    """JSONL file to write; without it the text is printed."""
+    num: int = 16
+    """Samples."""
+    length: int | None = None
+    """Tokens of a sample; default the model's length."""
+    canvas: str | None = None
+    """Text to complete instead: given symbols stay, every --mask symbol is filled in."""
+    mask: str = "_"
+    """The symbol that marks a free position in --canvas."""
+    sampler: str = "speculative"
+    """One of: speculative, ancestral, any_order."""
+    seed: int = 0
+    """Names all random numbers."""
+    first_row: int = 0
+    """Number of the first sample: rows 100.. continue a run of 100."""
+    batch_size: int = 32
+    """Samples in one pass; the samples do not depend on it."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    overwrite: bool = False
+    """Replace an existing --out."""
+    settings: tyro.conf.OmitArgPrefixes[SamplerOptions] = field(default_factory=SamplerOptions)
+
+
+def run_sample(args: Sample) -> None:
+    """`specmask sample`."""
+    sampler = build_sampler(args.sampler, args.settings)
+    check_out(args.out, args.overwrite)
+    check_device(args.device)
+    model = specmask.load(args.model, args.device)
+    if args.first_row < 0:
+        raise UserError(f"--first-row {args.first_row}: expected at least 0")
+    if args.num < 1 or args.batch_size < 1:
+        raise UserError(f"--num {args.num} --batch-size {args.batch_size}: expected at least 1")
+    canvas = None if args.canvas is None else _parse_canvas(model, args)
+    lines = _sample_rows(model, sampler, args, canvas)
+    if args.out is None:
+        for line in lines:
+            print(line["text"])
+            console.print(
+                f"  NFE {line['nfe']:.1f}, {line['trunk_passes']} trunk and "
+                f"{line['verify_passes']} verify passes, {line['seconds']:.2f} s",
+                style="dim",
+            )
+        return
+    first = next(lines)  # so that whatever a sampler refuses is refused before --out is touched
+    with args.out.open("w") as file:
+        for line in itertools.chain([first], lines):
+            file.write(json_line(line))
+            file.flush()
+    console.print(f"{args.num} samples in {args.out}", markup=False, soft_wrap=True)
+
+
+def _sample_rows(
+    model: specmask.Model, sampler: Any, args: Sample, canvas: torch.Tensor | None
+) -> Iterator[dict[str, Any]]:
+    """One JSON-able object per sample, in order, as batches finish."""
+    record = {
+        "model": args.model,
+        "sampler": args.sampler,
+        "settings": settings_of(sampler),
+        "seed": args.seed,
+        "device": args.device,
+        "versions": versions(),
+    }
+    with progress_bar() as progress:
+        task = progress.add_task("sampling", total=args.num)
+        for start in range(0, args.num, args.batch_size):
+            count = min(args.batch_size, args.num - start)
+            rows = range(args.first_row + start, args.first_row + start + count)
+            what: dict[str, Any] = {"num": count, "length": args.length}
+            if canvas is not None:
+                what = {"canvas": canvas.expand(count, -1)}
+            out = specmask.sample(
+                model,
+                sampler,
+                seed=args.seed,
+                batch_size=args.batch_size,
+                rows=rows,
+                on_frame=lambda frame: progress.advance(task, int(frame.finished.sum())),
+                **what,
+            )
+            for k, row in enumerate(rows):
+                yield {
+                    "row": row,
+                    "text": None if out.text is None else out.text[k],
+                    "tokens": out.tokens[k, : out.lengths[k]].tolist(),
+                    "nfe": float(out.nfe[k]),
+                    "trunk_passes": int(out.trunk_passes[k]),
+                    "verify_passes": int(out.verify_passes[k]),
+                    "accepted": int(out.accepted[k]),
+                    "rejected": int(out.rejected[k]),
+                    "seconds": float(out.seconds[k]),
+                    **record,
+                }
+
+
+def _parse_canvas(model: specmask.Model, args: Sample) -> torch.Tensor:
+    """(1, L) tokens from text in which `--mask` marks the free positions."""
+    if model.tokenizer is None:
+        raise UserError(f"{args.model} has no tokenizer, so --canvas cannot be read")
+    if args.length is not None:
+        raise UserError("--length and --canvas together: the canvas has its own length")
+    if len(args.mask) != 1:
+        raise UserError(f"--mask {args.mask!r}: expected one symbol")
+    text = args.canvas or ""
+    if len(text) > model.network.length:
+        raise UserError(
+            f"--canvas has {len(text)} symbols, the model takes at most {model.network.length}"
+        )
+    if args.mask not in text:
+        raise UserError(f"--canvas holds no {args.mask!r}: nothing to fill in")
+    given = [k for k, symbol in enumerate(text) if symbol != args.mask]
+    tokens = torch.full((1, len(text)), model.network.mask_id)
+    # Masks become some symbol, so that an error's offset is that in the canvas as it was typed.
+    some = model.tokenizer.decode([0], skip_special_tokens=False)
+    known = encode(model.tokenizer, text.replace(args.mask, some), "--canvas")
+    tokens[0, given] = torch.as_tensor(known.astype("int64"))[given]
+    return tokens

@@ -1,0 +1,125 @@
+"""`specmask score`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+import specmask
+from specmask.bench.run import json_line, settings_of
+from specmask.cli.options import SamplerOptions, build_sampler, check_device, check_out
+from specmask.cli.output import progress_bar
+from specmask.data.batches import windows
+from specmask.data.files import read_text
+from specmask.data.tokenizers import encode
+from specmask.errors import UserError
+from specmask.training.loop import versions
+
+
+@dataclass(frozen=True)
+class Score:
+    """Exact bits per character of a text under a sampler's own law, and its expected cost."""
+
+    model: tyro.conf.Positional[str]
+    """Name of a shipped model (text8-small) or a model folder."""
+    file: tyro.conf.Positional[Path]
+    """Text file: raw, .gz, .xz or .zip."""
+    rows: int = 4
+    """Windows of the text to score, evenly spread."""
+    length: int | None = None
+    """Tokens of a window; default the model's length."""
+    orders: int = 1
+    """Random orders for each window; the mean bounds log p from below."""
+    sampler: str = "speculative"
+    """One of: speculative, ancestral (with --counts fixed), any_order."""
+    seed: int = 0
+    """Names the orders."""
+    batch_size: int = 64
+    """Prefixes in one pass."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    out: Path | None = None
+    """JSONL file for the scores of each window and order."""
+    overwrite: bool = False
+    """Replace an existing --out."""
+    settings: tyro.conf.OmitArgPrefixes[SamplerOptions] = field(default_factory=SamplerOptions)
+
+
+def run_score(args: Score) -> None:
+    """`specmask score`."""
+    sampler = build_sampler(args.sampler, args.settings)
+    sampler.law()
+    check_out(args.out, args.overwrite)
+    check_device(args.device)
+    if min(args.orders, args.rows, args.batch_size) < 1:
+        raise UserError(
+            f"--rows {args.rows} --orders {args.orders} --batch-size {args.batch_size}: expected "
+            "at least 1 of each"
+        )
+    if not 0 <= args.seed < 1 << 64:
+        raise UserError(f"--seed {args.seed}: expected 0 <= seed < 2**64")
+    model = specmask.load(args.model, args.device)
+    if model.tokenizer is None:
+        raise UserError(f"{args.model} has no tokenizer, so it cannot read {args.file}")
+    length = model.network.length if args.length is None else args.length
+    if not 1 <= length <= model.network.length:
+        raise UserError(f"--length {length}: the model takes 1 to {model.network.length}")
+    ids = encode(model.tokenizer, read_text(args.file).rstrip("\n"), str(args.file))
+    tokens = windows(ids, length, args.rows)
+    lines = _score_rows(model, sampler, args, tokens)
+    if args.out is not None:
+        args.out.write_text("".join(map(json_line, lines)))
+    bits = torch.tensor([line["bits_per_character"] for line in lines], dtype=torch.float64)
+    nfe = torch.tensor([line["expected_nfe"] for line in lines], dtype=torch.float64)
+    error = f" ± {bits.std() / math.sqrt(len(bits)):.4f}" if len(bits) > 1 else ""
+    print(
+        f"{bits.mean():.4f}{error} bits per character, {nfe.mean():.2f} NFE expected "
+        f"({len(tokens)} rows of {length}, {args.orders} orders each, {args.sampler})"
+    )
+
+
+def _score_rows(
+    model: specmask.Model, sampler: Any, args: Score, tokens: torch.Tensor
+) -> list[dict[str, Any]]:
+    network, lines = model.network, []
+    layers = network.trunk_layers + network.head_layers
+    with progress_bar() as progress:
+        task = progress.add_task("scoring", total=len(tokens) * args.orders)
+        for number in range(args.orders):
+            orders = specmask.random_orders(tokens, args.seed, number)
+            if getattr(sampler, "order", "random") == "left-to-right":
+                orders = torch.arange(tokens.shape[1]).expand_as(tokens)
+            for row in range(len(tokens)):
+                one = slice(row, row + 1)
+                result = specmask.evaluate(
+                    model, tokens[one], orders[one], sampler, batch_size=args.batch_size
+                )
+                trunk, verify = result.trunk.item(), result.verify.item()
+                lines.append(
+                    {
+                        "row": row,
+                        "order": number,
+                        "log_prob": result.log_prob.item(),
+                        "bits_per_character": -result.log_prob.item()
+                        / math.log(2)
+                        / tokens.shape[1],
+                        "expected_trunk_passes": trunk,
+                        "expected_verify_passes": verify,
+                        "expected_nfe": (
+                            network.trunk_layers * trunk + network.head_layers * verify
+                        )
+                        / layers,
+                        "model": args.model,
+                        "sampler": args.sampler,
+                        "settings": settings_of(sampler),
+                        "seed": args.seed,
+                        "versions": versions(),
+                    }
+                )
+                progress.advance(task)
+    return lines
