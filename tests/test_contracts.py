@@ -39,9 +39,11 @@ VOCAB, LENGTH = 11, 32
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "speculative": {
         "full": {"window": FullWindow()},
-        "rounds": {"window": CosineWindow(0.3), "rounds": 3},
+        "rounds": {"window": CosineWindow(0.3), "rounds": 3, "first": "verify"},
         "accept": {"window": LinearWindow(0.2), "rounds": 2, "first": "accept"},
         "accept-one": {"window": ConstantWindow(1), "first": "accept"},
+        "verify-one": {"window": ConstantWindow(1), "first": "verify"},
+        "verify-full": {"window": FullWindow(), "rounds": 2, "first": "verify"},
         "confidence": {"window": ConstantWindow(5), "order": "confidence"},
         "left-to-right": {"window": ConstantWindow(8), "rounds": 2, "order": "left-to-right"},
         "tempered": {"window": FullWindow(), "rounds": 2, "temperature": 0.6, "top_p": 0.8},
@@ -147,6 +149,9 @@ def test_tempering_is_checked(name: str, settings: dict[str, float], expected: s
     ("make", "expected"),
     [
         (lambda: Speculative(rounds=0), "rounds=0"),
+        (lambda: Speculative(rounds=2.5), "rounds=2.5"),  # type: ignore[arg-type]
+        (lambda: Ancestral(steps=8.0), "steps=8.0"),  # type: ignore[arg-type]
+        (lambda: ConstantWindow(1.5), "constant window=1.5"),  # type: ignore[arg-type]
         (lambda: Speculative(first="verfy"), "Did you mean 'verify'"),  # type: ignore[arg-type]
         (lambda: Speculative(order="randm"), "Did you mean 'random'"),  # type: ignore[arg-type]
         (lambda: AnyOrder(order="confidence"), "expected one of left-to-right, random"),  # type: ignore[arg-type]
@@ -506,12 +511,18 @@ def test_text_is_decoded_without_padding() -> None:
         ({"canvas": torch.full((2, 33), MASK)}, "at most 32"),
         ({"canvas": torch.full((2, 4), MASK + 1)}, "holds token 12"),
         ({"canvas": torch.full((2, 4), -1)}, "holds token -1"),
-        ({"num": 2, "lengths": [3]}, "2 numbers from 1 to 32"),
+        ({"num": 2, "lengths": [3]}, "2 whole numbers from 1 to 32"),
+        ({"num": 2, "lengths": [3.7, 4.0]}, "lengths=[3.7"),
+        ({"num": 2, "lengths": ["a", "b"]}, "2 whole numbers from 1 to 32"),
+        ({"num": 2.5}, "num=2.5"),
+        ({"num": 2, "seed": 1.5}, "seed=1.5"),
+        ({"num": 2, "batch_size": 1.5}, "batch_size=1.5"),
+        ({"canvas": [[1, 2]]}, "canvas is a list"),
         ({"num": 2, "lengths": [0, 3]}, "from 1 to 32"),
         ({"num": 2, "lengths": [3, 33]}, "from 1 to 32"),
-        ({"num": 2, "rows": [1]}, "2 distinct numbers"),
-        ({"num": 2, "rows": [1, 1]}, "2 distinct numbers"),
-        ({"num": 2, "rows": [-1, 1]}, "2 distinct numbers"),
+        ({"num": 2, "rows": [1]}, "2 whole numbers from 0"),
+        ({"num": 2, "rows": [1, 1]}, "occurs twice"),
+        ({"num": 2, "rows": [-1, 1]}, "2 whole numbers from 0"),
         ({"num": 1, "rows": [2**32]}, "rows"),
         ({"num": 2, "seed": -1}, "seed=-1"),
         ({"num": 2, "seed": 2**64}, "seed="),

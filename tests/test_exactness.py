@@ -421,10 +421,10 @@ def _chain_p_value(sampler: object, number: int = 40_000, seed: int = 0) -> floa
 
 
 CHAIN_SAMPLERS = {
-    "random": Speculative(FullWindow(), 1),
-    "random-rounds": Speculative(CosineWindow(0.3), 2),
-    "left-to-right": Speculative(ConstantWindow(4), 3, order="left-to-right"),
-    "confidence": Speculative(FullWindow(), 2, order="confidence"),
+    "random": Speculative(FullWindow(), 1, "verify"),
+    "random-rounds": Speculative(CosineWindow(0.3), 2, "verify"),
+    "left-to-right": Speculative(ConstantWindow(4), 3, "verify", "left-to-right"),
+    "confidence": Speculative(FullWindow(), 2, "verify", "confidence"),
     "confidence-accept": Speculative(ConstantWindow(3), 1, "accept", "confidence"),
     "accept": Speculative(FullWindow(), 1, "accept"),
     "any-order-draft": AnyOrder("draft"),

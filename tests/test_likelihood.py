@@ -161,7 +161,7 @@ def test_a_thousand_ranks_do_not_underflow(rounds: int) -> None:
                 for n in range(rounds)
             ]
         leaf[i] = inner[-1]
-    law = Speculative(ConstantWindow(window), rounds).law()
+    law = Speculative(ConstantWindow(window), rounds, "verify").law()
 
     def score(shift: float) -> specmask.Score:
         table = Conditionals(
@@ -185,7 +185,10 @@ def test_a_target_that_ignores_the_prefix_is_drawn_whatever_the_draft() -> None:
     log_p = -5 * torch.rand(length, generator=generator).double()
     log_q = -5 * torch.rand(1, length, length, generator=generator).double()
     table = Conditionals(log_q, log_p.expand(1, length, length), torch.tensor([length]), 1.0, 1.0)
-    for sampler in (Speculative(FullWindow()), Speculative(CosineWindow(0.02), 4)):
+    for sampler in (
+        Speculative(FullWindow(), first="verify"),
+        Speculative(CosineWindow(0.02), 4, "verify"),
+    ):
         got = specmask.score(table, sampler.law()).log_prob
         torch.testing.assert_close(got, log_p.sum()[None], rtol=0, atol=1e-8)
 
@@ -306,7 +309,7 @@ BAD = {
     "no rows": (lambda t, o: (t[:0], o[:0]), {}, "tokens of shape"),
     "a mask": (lambda t, o: (t.index_fill(1, torch.tensor([2]), VOCAB), o), {}, "masked row"),
     "a negative token": (lambda t, o: (t - 1, o), {}, "expected complete rows"),
-    "too long": (lambda t, o: (t.repeat(1, 2), o.repeat(1, 2)), {}, "model takes 5"),
+    "too long": (lambda t, o: (t.repeat(1, 2), o.repeat(1, 2)), {}, "model takes at most 5"),
     "no permutation": (lambda t, o: (t, o * 0), {}, "permutation"),
     "short order": (lambda t, o: (t, o[:, :3]), {}, "order is (4, 3)"),
     "order of other rows": (lambda t, o: (t, o[:2]), {}, "order is (2, 5)"),
@@ -317,10 +320,10 @@ BAD = {
     ),
     "lengths of zero": (lambda t, o: (t, o), {"lengths": [0, 5, 5, 5]}, "from 1 to 5"),
     "lengths of six": (lambda t, o: (t, o), {"lengths": [6, 5, 5, 5]}, "from 1 to 5"),
-    "too few lengths": (lambda t, o: (t, o), {"lengths": [5, 5]}, "4 numbers"),
-    "given too many": (lambda t, o: (t, o), {"given": 6}, "from 0 to its length"),
-    "given negative": (lambda t, o: (t, o), {"given": [-1, 0, 0, 0]}, "from 0 to its length"),
-    "given of two": (lambda t, o: (t, o), {"given": [1, 1]}, "one number per row"),
+    "too few lengths": (lambda t, o: (t, o), {"lengths": [5, 5]}, "4 whole numbers"),
+    "given too many": (lambda t, o: (t, o), {"given": 6}, "4 whole numbers from 0 to"),
+    "given negative": (lambda t, o: (t, o), {"given": [-1, 0, 0, 0]}, "4 whole numbers from 0 to"),
+    "given of two": (lambda t, o: (t, o), {"given": [1, 1]}, "4 whole numbers from 0 to"),
     "batch of none": (lambda t, o: (t, o), {"batch_size": 0}, "batch_size=0"),
     "batch of less": (lambda t, o: (t, o), {"batch_size": -5}, "batch_size=-5"),
 }
@@ -378,3 +381,29 @@ def test_a_table_of_another_tempering_is_refused() -> None:
     table = specmask.conditionals(model(), tokens, order, target=False)
     with pytest.raises(UserError, match="no target"):
         specmask.score(table, SPECULATIVE.law())
+
+
+def test_a_seed_of_orders_is_checked() -> None:
+    with pytest.raises(UserError, match="seed=-1"):
+        specmask.random_orders(torch.zeros(2, 3, dtype=torch.int64), seed=-1)
+
+
+def test_progress_runs_once_over_all_groups_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specmask.likelihood._row_groups", lambda _: [slice(0, 1), slice(1, 4)])
+    seen: list[tuple[int, int]] = []
+    tokens, order = rows()
+    alone = specmask.log_prob(model(), tokens, order, SPECULATIVE, batch_size=3)
+    monkeypatch.undo()
+    together = specmask.log_prob(
+        model(), tokens, order, SPECULATIVE, batch_size=3, progress=lambda *x: seen.append(x)
+    )
+    torch.testing.assert_close(alone, together)
+    monkeypatch.setattr("specmask.likelihood._row_groups", lambda _: [slice(0, 1), slice(1, 4)])
+    grouped: list[tuple[int, int]] = []
+    specmask.log_prob(
+        model(), tokens, order, SPECULATIVE, batch_size=3, progress=lambda *x: grouped.append(x)
+    )
+    assert {total for _, total in seen + grouped} == {tokens.numel()}
+    for done in ([n for n, _ in seen], [n for n, _ in grouped]):
+        assert done == sorted(done)
+        assert done[-1] == tokens.numel()

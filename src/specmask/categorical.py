@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from specmask.checks import check_seed
 from specmask.errors import UserError
 
 _WORD = 0xFFFFFFFF
@@ -70,9 +71,11 @@ def uniform(seed: int, *words: Tensor | int) -> Tensor:
 
     Returns:
         float64 of the broadcast shape.
+
+    Raises:
+        UserError: a seed out of range.
     """
-    if not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed {seed}: expected 0 <= seed < 2**64")
+    check_seed(seed)
     device = next(word.device for word in words if isinstance(word, Tensor))
     padded = (*words, 0, 0, 0, 0)[:4]
     counter = tuple(torch.as_tensor(word, dtype=torch.int64, device=device) for word in padded)

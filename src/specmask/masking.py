@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from specmask.checks import whole
 from specmask.errors import UserError, unknown
 
 Schedule = Literal["cosine", "linear"]
@@ -136,10 +137,7 @@ class ConstantWindow:
     k: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.k, int) or not 1 <= self.k < 1 << 31:
-            raise UserError(
-                f"constant window of {self.k} tokens: expected a whole number, at least 1"
-            )
+        whole("constant window", self.k, 1, (1 << 31) - 1)
 
     def size(self, revealed: Tensor, lengths: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(revealed.shape, lengths.shape)

@@ -1,4 +1,4 @@
-"""Measured points: frontiers and factors by hand, laws against the library, files and back."""
+"""Measured points: laws against the library, files and back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 import specmask
 from specmask.bench import run
-from specmask.bench.run import Point, factor_at_equal, frontier, law_points, sample_point
+from specmask.bench.run import law_points, sample_point
 from specmask.data.tokenizers import character_tokenizer
 from specmask.metrics.entropy import unigram_entropy
 from specmask.metrics.spelling import spelling_accuracy
@@ -21,14 +21,6 @@ from specmask.samplers import Sampler
 from specmask.training.loop import versions
 
 LENGTH = 16
-
-
-def points(*pairs: tuple[float, float]) -> list[Point]:
-    return [{"nfe": nfe, "q": quality} for nfe, quality in pairs]
-
-
-def pairs(found: list[Point]) -> list[tuple[float, float]]:
-    return [(point["nfe"], point["q"]) for point in found]
 
 
 @pytest.fixture
@@ -41,71 +33,6 @@ def model() -> specmask.Model:
     return specmask.wrap(network, character_tokenizer("ab "))
 
 
-# -------------------------------------------------------------------------------------- frontier
-
-
-def test_frontier_keeps_what_no_cheaper_point_reaches() -> None:
-    every = points((8, 0.5), (2, 0.1), (4, 0.4), (6, 0.3), (5, 0.4), (9, 0.5))
-    assert pairs(frontier(every, "q", 1)) == [(2, 0.1), (4, 0.4), (8, 0.5)]
-
-
-def test_frontier_of_bits_falls() -> None:
-    every = points((8, 2.0), (2, 3.0), (4, 2.5), (6, 2.6))
-    assert pairs(frontier(every, "q", -1)) == [(2, 3.0), (4, 2.5), (8, 2.0)]
-
-
-def test_frontier_of_nothing() -> None:
-    assert frontier([], "q", 1) == []
-
-
-def test_frontier_takes_the_better_of_two_that_cost_the_same() -> None:
-    """Whatever order they come in: both cost 4, so the worse one is on no frontier."""
-    for every in (points((4, 0.2), (4, 0.6)), points((4, 0.6), (4, 0.2))):
-        assert pairs(frontier(every, "q", 1)) == [(4, 0.6)]
-
-
-# ------------------------------------------------------------------------------- factor_at_equal
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-def test_factor_by_hand(sign: int) -> None:
-    """Half way in quality between 16 and 64 passes is 32 of them; ours took 8."""
-    plain = points((16, sign * 0.2), (64, sign * 0.6))
-    found = factor_at_equal(plain, points((8, sign * 0.4)), "q", sign)
-    assert [tuple(one) for one in found] == [pytest.approx((8, sign * 0.4, 4.0))]
-
-
-def test_factor_below_one_where_plain_is_cheaper() -> None:
-    found = factor_at_equal(points((4, 0.0), (16, 1.0)), points((16, 0.5)), "q", 1)
-    assert found == [pytest.approx((16, 0.5, 0.5))]
-
-
-def test_factor_at_the_curves_own_points() -> None:
-    plain = points((10, 0.1), (20, 0.2), (40, 0.3))
-    found = factor_at_equal(plain, points((5, 0.1), (8, 0.2), (10, 0.3)), "q", 1)
-    assert [factor for _, _, factor in found] == pytest.approx([2.0, 2.5, 4.0])
-
-
-@pytest.mark.parametrize(
-    ("plain", "ours"),
-    [
-        (points((10, 0.5), (20, 0.6)), points((10, 0.1), (20, 0.4))),  # ours are worse
-        (points((10, 0.1), (20, 0.2)), points((10, 0.5))),  # ours are better
-        (points((10, 0.5)), points((10, 0.5))),  # one point makes no curve
-        ([], points((10, 0.5))),
-        (points((10, 0.5), (20, 0.6)), []),
-    ],
-)
-def test_no_factor_without_overlap(plain: list[Point], ours: list[Point]) -> None:
-    assert factor_at_equal(plain, ours, "q", 1) == []
-
-
-def test_factor_ignores_points_off_the_frontiers() -> None:
-    plain = points((16, 0.2), (64, 0.6), (32, 0.1))
-    ours = points((8, 0.4), (12, 0.3))
-    assert factor_at_equal(plain, ours, "q", 1) == [pytest.approx((8, 0.4, 4.0))]
-
-
 # ------------------------------------------------------------------------------------ law_points
 
 SAMPLERS: list[Sampler] = [
@@ -114,22 +41,21 @@ SAMPLERS: list[Sampler] = [
     specmask.Ancestral(steps=3, counts="fixed"),
     specmask.AnyOrder(),
     specmask.AnyOrder(source="target"),
+    specmask.Speculative(window=specmask.ConstantWindow(5), order="left-to-right"),
 ]
 
 
 def test_law_points_are_the_librarys_laws(model: specmask.Model) -> None:
     tokens = torch.randint(3, (4, LENGTH), generator=torch.Generator().manual_seed(1))
-    rows: list[int] = []
-
-    def track(every: range) -> Any:
-        for row in every:
-            rows.append(row)
-            yield row
-
-    found = law_points(model, tokens, SAMPLERS, seed=7, batch_size=5, track=track)
-    assert rows == [0, 1, 2, 3]
-    order = specmask.random_orders(tokens, 7)
+    seen: list[tuple[int, int]] = []
+    found = law_points(
+        *(model, tokens, SAMPLERS), seed=7, batch_size=5, progress=lambda *x: seen.append(x)
+    )
+    assert seen == [(min(n, 128), 128) for n in (*range(5, 65, 5), 64, *range(69, 129, 5), 128)]
+    random = specmask.random_orders(tokens, 7)
     for point, sampler in zip(found, SAMPLERS, strict=True):
+        left = getattr(sampler, "order", "") == "left-to-right"
+        order = torch.arange(LENGTH).expand_as(tokens) if left else random
         bits = -specmask.log_prob(model, tokens, order, sampler) / math.log(2) / LENGTH
         trunk, verify = specmask.expected_passes(model, tokens, order, sampler)
         nfe = (2 * trunk + verify) / 3
@@ -138,9 +64,12 @@ def test_law_points_are_the_librarys_laws(model: specmask.Model) -> None:
         assert point["nfe"] == pytest.approx(float(nfe.mean()), rel=1e-5)
         assert point["nfe_se"] == pytest.approx(float(nfe.std()) / 2, rel=1e-3, abs=1e-6)
         assert (point["kind"], point["seed"], point["rows"]) == ("law", 7, 4)
+        assert point["each"]["bits"] == pytest.approx(bits.tolist(), abs=1e-5)
+        assert point["each"]["nfe"] == pytest.approx(nfe.tolist(), abs=1e-5)
         assert point["versions"] == versions()
-    assert [point["plain"] for point in found] == [False, False, True, True, False]
+    assert [point["plain"] for point in found] == [False, False, True, True, False, False]
     names = ["speculative", "speculative", "ancestral", "any_order", "any_order"]
+    names.append("speculative")
     assert [point["sampler"] for point in found] == names
 
 
@@ -177,7 +106,7 @@ def test_sample_point_is_what_the_samples_say(model: specmask.Model) -> None:
         "settings": {
             "window": "cosine:0.2",
             "rounds": 2,
-            "first": "verify",
+            "first": "accept",
             "order": "random",
             "temperature": 1.0,
             "top_p": 1.0,
@@ -197,7 +126,11 @@ def test_sample_point_is_what_the_samples_say(model: specmask.Model) -> None:
         "entropy": pytest.approx(entropy.mean),
         "entropy_se": pytest.approx(entropy.standard_error),
         "seconds_per_sample": point["seconds_per_sample"],
+        "each": point["each"],
     }
+    assert point["each"]["nfe"] == pytest.approx(out.nfe.tolist(), abs=1e-5)
+    each = point["each"]
+    assert sum(each["correct"]) / sum(each["words"]) == pytest.approx(spelling.mean)
     assert point["seconds_per_sample"] > 0
     assert 0 < point["spelling"] < 1
 

@@ -11,7 +11,8 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from specmask.bench.run import Point, frontier
+from specmask.bench.compare import frontier
+from specmask.bench.run import Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

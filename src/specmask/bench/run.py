@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 import specmask
-from specmask.likelihood import conditionals, random_orders, score
+from specmask.likelihood import Progress, conditionals, orders_of, score
 from specmask.masking import GroupLaw, Window
 from specmask.metrics.entropy import unigram_entropy
-from specmask.metrics.spelling import spelling_accuracy
+from specmask.metrics.estimate import ratio
+from specmask.metrics.spelling import word_counts
 from specmask.models.checkpoint import Model
 from specmask.samplers import Sampler
 from specmask.training.loop import versions
@@ -74,7 +75,8 @@ def sample_point(
     """
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         out = specmask.sample(model, sampler, num=num, seed=seed, batch_size=batch_size)
-    accuracy = spelling_accuracy(out.text or [], words)
+    correct, total = word_counts(out.text or [], words)
+    accuracy = ratio(correct, total)
     entropy = unigram_entropy(out.tokens)
     nfe, nfe_error = _estimate(out.nfe)
     return {
@@ -93,6 +95,7 @@ def sample_point(
         "entropy": entropy.mean,
         "entropy_se": entropy.standard_error,
         "seconds_per_sample": out.wall_seconds / num,
+        "each": {"correct": correct, "words": total, "nfe": _rounded(out.nfe)},
     }
 
 
@@ -102,50 +105,67 @@ def law_points(
     samplers: Sequence[Sampler],
     seed: int = 0,
     batch_size: int = 64,
-    track: Callable[[range], Iterable[int]] = iter,
+    progress: Progress | None = None,
 ) -> list[Point]:
-    """Exact bits per character and exact expected NFE of every sampler on (B, L) held-out rows.
+    """Exact bits per token and exact expected NFE of every sampler on (B, L) held-out rows.
 
-    One table of conditionals per row, under one random order, scores all of them; standard errors
-    are over rows. The samplers must share one tempering. `track` may show the rows' progress.
+    Each row has one order, random or, for samplers that go so, left to right. One table of
+    conditionals scores all samplers of one kind of order; standard errors are over rows. The
+    samplers must share one tempering.
     """
-    orders = random_orders(tokens, seed)
-    first = samplers[0].law()
-    each: list[list[tuple[float, float]]] = [[] for _ in samplers]
+    laws = [sampler.law() for sampler in samplers]
+    each: list[list[Tensor]] = [[] for _ in samplers]
+    orders = [orders_of(sampler, tokens, seed) for sampler in samplers]
+    kinds = list({bytes(order.cpu().numpy()): order for order in orders}.values())
     trunk_layers, head_layers = model.network.trunk_layers, model.network.head_layers
-    for row in track(range(len(tokens))):
+    size = max(1, (1 << 24) // tokens.shape[1] ** 2)  # rows whose tables stay below 256 MB
+    parts = [slice(at, at + size) for at in range(0, len(tokens), size)]
+    done, total = 0, len(kinds) * tokens.numel()
+    for kind, part in itertools.product(kinds, parts):
         table = conditionals(
             model,
-            tokens[row : row + 1],
-            orders[row : row + 1],
-            temperature=first.temperature,
-            top_p=first.top_p,
+            tokens[part],
+            kind[part],
+            temperature=laws[0].temperature,
+            top_p=laws[0].top_p,
             batch_size=batch_size,
+            progress=None if progress is None else _after(done, total, progress),
         )
-        for k, sampler in enumerate(samplers):
-            result = score(table, sampler.law())
-            cost = trunk_layers * result.trunk + head_layers * result.verify
-            nfe = float(cost) / (trunk_layers + head_layers)
-            each[k].append((-float(result.log_prob) / math.log(2) / tokens.shape[1], nfe))
+        done += tokens[part].numel()
+        for k, law in enumerate(laws):
+            if torch.equal(orders[k], kind):
+                result = score(table, law)
+                cost = trunk_layers * result.trunk + head_layers * result.verify
+                bits = -result.log_prob / math.log(2) / tokens.shape[1]
+                each[k].append(torch.stack((bits, cost / (trunk_layers + head_layers))))
     return [
-        _law_point(sampler, torch.tensor(values, dtype=torch.float64), seed)
+        _law_point(sampler, torch.cat(values, 1).cpu(), seed)
         for sampler, values in zip(samplers, each, strict=True)
     ]
 
 
+def _after(done: int, total: int, progress: Progress) -> Progress:
+    return lambda now, _: progress(done + now, total)
+
+
 def _law_point(sampler: Sampler, values: Tensor, seed: int) -> Point:
-    bits, bits_error = _estimate(values[:, 0])
-    nfe, nfe_error = _estimate(values[:, 1])
+    bits, bits_error = _estimate(values[0])
+    nfe, nfe_error = _estimate(values[1])
     return {
         "kind": "law",
         "plain": isinstance(sampler.law(), GroupLaw),
         **_about(sampler, seed),
-        "rows": len(values),
+        "rows": values.shape[1],
         "bits": bits,
         "bits_se": bits_error,
         "nfe": nfe,
         "nfe_se": nfe_error,
+        "each": {"bits": _rounded(values[0]), "nfe": _rounded(values[1])},
     }
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 5) for value in values.tolist()]
 
 
 def json_line(row: Point) -> str:
@@ -161,38 +181,9 @@ def json_line(row: Point) -> str:
 
 def write_points(path: Path, points: Iterable[Point]) -> None:
     """One JSON object a line."""
-    path.write_text("".join(json_line(point) for point in points))
+    path.write_text("".join(json_line(point) for point in points), encoding="utf-8")
 
 
 def read_points(path: Path) -> list[Point]:
     """What `write_points` wrote."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def frontier(points: Sequence[Point], quality: str, sign: int) -> list[Point]:
-    """The points no cheaper one is as good as, by rising NFE; sign +1 if more quality is better."""
-    best: list[Point] = []
-    for point in sorted(points, key=lambda p: (p["nfe"], -sign * p[quality])):
-        if not best or sign * point[quality] > sign * best[-1][quality]:
-            best.append(point)
-    return best
-
-
-def factor_at_equal(
-    plain: Sequence[Point], ours: Sequence[Point], quality: str, sign: int
-) -> list[tuple[float, float, float]]:
-    """(our NFE, quality, plain NFE ÷ our NFE) at each of our frontier's points that plain reaches.
-
-    Plain NFE at that quality is interpolated in log NFE along plain's own frontier.
-    """
-    curve = frontier(plain, quality, sign)
-    found = []
-    for point in frontier(ours, quality, sign):
-        for low, high in itertools.pairwise(curve):
-            a, b, q = low[quality], high[quality], point[quality]
-            if sign * a <= sign * q <= sign * b:
-                t = (q - a) / (b - a)
-                nfe = low["nfe"] * (high["nfe"] / low["nfe"]) ** t
-                found.append((point["nfe"], q, nfe / point["nfe"]))
-                break
-    return found
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -19,19 +19,12 @@ from typing import Any
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 
 import specmask
+from specmask.bench.compare import factors_at_equal, frontier
 from specmask.bench.plot import loss_figure, quality_figure
-from specmask.bench.run import (
-    Point,
-    factor_at_equal,
-    frontier,
-    law_points,
-    read_points,
-    sample_point,
-    write_points,
-)
+from specmask.bench.run import Point, law_points, read_points, sample_point, write_points
 from specmask.data.batches import windows
 from specmask.data.corpora import load_corpus
 from specmask.data.tokenizers import decode
@@ -98,9 +91,12 @@ def measure(model: Model, args: Ship, text: str, tokens: torch.Tensor) -> list[P
     words = vocabulary(text)
     ours, plain = grid(), [Ancestral(steps=n, counts="fixed") for n in PLAIN_STEPS]
     samplers: list[Sampler] = [*ours, *plain, AnyOrder(), AnyOrder(source="target")]
-    laws = law_points(
-        model, tokens, samplers, args.seed, track=lambda rows: track(rows, "laws", console=console)
-    )
+    with Progress(console=console) as bar:
+        task = bar.add_task("laws")
+        laws = law_points(
+            *(model, tokens, samplers, args.seed),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
     share = model.network.trunk_layers / (model.network.trunk_layers + model.network.head_layers)
     chosen: list[Sampler] = [
         *(Ancestral(steps=round(nfe / share)) for nfe in args.targets),
@@ -192,8 +188,8 @@ def factors(points: Sequence[Point]) -> str:
     samples = [p for p in points if p["kind"] == "samples"]
     laws = [p for p in points if p["kind"] == "law"]
     rows = [
-        "| equal | at | our NFE | plain NFE ÷ ours |",
-        "|---|---:|---:|---:|",
+        "| equal | at | our NFE | plain NFE ÷ ours | 95 % interval |",
+        "|---|---:|---:|---:|---:|",
     ]
     for name, quality, sign, pool in (
         ("spelling accuracy", "spelling", 1, samples),
@@ -201,10 +197,15 @@ def factors(points: Sequence[Point]) -> str:
     ):
         ours = [p for p in pool if p["sampler"] == "speculative"]
         plain = [p for p in pool if p["sampler"] == "ancestral"]
-        found = factor_at_equal(plain, _thin(frontier(ours, quality, sign)), quality, sign)
-        rows += [f"| {name} | {q:.4f} | {nfe:.1f} | {factor:.2f} |" for nfe, q, factor in found]
+        found = factors_at_equal(plain, _thin(frontier(ours, quality, sign)), quality, sign)
+        for f in found:
+            high = "∞" if math.isinf(f.high) else f"{f.high:.2f}"
+            rows.append(
+                f"| {name} | {f.quality:.4f} | {f.nfe:.1f} | {f.factor:.2f} | "
+                f"{f.low:.2f} to {high} |"
+            )
         if not found:
-            rows.append(f"| {name} | the curves share no quality | | |")
+            rows.append(f"| {name} | the curves share no quality | | | |")
     return "\n".join(rows)
 
 
@@ -215,10 +216,10 @@ def first_rule(points: Sequence[Point]) -> str:
         rule: frontier([p for p in laws if p["settings"]["first"] == rule], "bits", -1)
         for rule in ("verify", "accept")
     }
-    found = factor_at_equal(curves["verify"], curves["accept"], "bits", -1)
+    found = factors_at_equal(curves["verify"], curves["accept"], "bits", -1, replicates=0)
     if not found:
         return "The two first-rank rules have no quality in common on this grid."
-    ratios = sorted(factor for _, _, factor in found)
+    ratios = sorted(one.factor for one in found)
     return (
         'At equal bits per character `first="verify"` needs '
         f'{ratios[len(ratios) // 2]:.3f} × the NFE of `first="accept"` (median over '
@@ -364,12 +365,14 @@ def ship(args: Ship) -> None:
             points = measure(model, args, text, tokens)
             write_points(folder / "results.jsonl", points)
             stages = [*args.earlier, args.run]
-            logs = [(stage / "log.jsonl").read_text() for stage in stages]
-            (folder / "log.jsonl").write_text("".join(logs))
+            logs = [(stage / "log.jsonl").read_text(encoding="utf-8") for stage in stages]
+            (folder / "log.jsonl").write_text("".join(logs), encoding="utf-8")
         log = read_points(folder / "log.jsonl")
         quality_figure(folder / "quality.png", points)
         loss_figure(folder / "losses.png", log)
-        (folder / CARD).write_text(card(folder, points, log, corpus.sha256, args.note))
+        (folder / CARD).write_text(
+            card(folder, points, log, corpus.sha256, args.note), encoding="utf-8"
+        )
         if args.folder.exists():
             shutil.rmtree(args.folder)
         shutil.move(folder, args.folder)

@@ -46,6 +46,14 @@ def spelling_accuracy(
     Raises:
         UserError: other `edges`; one string in place of many.
     """
+    correct, total = word_counts(samples, words, edges)
+    return ratio(correct, total)
+
+
+def word_counts(
+    samples: Sequence[str], words: Collection[str], edges: str = "drop"
+) -> tuple[list[int], list[int]]:
+    """Of each sample, its words that are in `words`, and its words; see `spelling_accuracy`."""
     if edges not in ("drop", "keep"):
         raise unknown("edges", edges, ("drop", "keep"))
     if isinstance(samples, str) or isinstance(words, str):
@@ -57,7 +65,7 @@ def spelling_accuracy(
         kept = [piece for piece in (pieces[1:-1] if edges == "drop" else pieces) if piece]
         correct.append(sum(piece in words for piece in kept))
         total.append(len(kept))
-    return ratio(correct, total)
+    return correct, total
 
 
 def save_words(path: str | Path, words: Iterable[str]) -> None:

@@ -2,7 +2,8 @@
 
 from specmask.samplers.ancestral import Ancestral
 from specmask.samplers.any_order import AnyOrder
-from specmask.samplers.base import Frame, Sampler, Samples, StepInfo, sample, stream
+from specmask.samplers.base import Sampler, StepInfo
+from specmask.samplers.driver import Frame, Samples, sample, stream
 from specmask.samplers.speculative import Speculative
 
 SAMPLERS = {

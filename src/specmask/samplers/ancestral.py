@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from specmask.categorical import Purpose, check_tempering
+from specmask.checks import whole
 from specmask.errors import UserError, unknown
 from specmask.masking import SCHEDULES, GroupLaw, Schedule, fixed_cuts, schedule_levels
 from specmask.models.protocol import Meter
@@ -63,8 +64,7 @@ class Ancestral:
     verifies: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise UserError(f"steps={self.steps}: expected a whole number, at least 1")
+        whole("steps", self.steps, 1)
         if self.counts not in ("random", "fixed"):
             raise unknown("counts", self.counts, ("random", "fixed"))
         if self.schedule not in SCHEDULES:

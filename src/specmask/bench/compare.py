@@ -1,0 +1,112 @@
+"""Who is cheaper at equal quality, and how sure that is."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from specmask.bench.run import Point
+
+
+def frontier(points: Sequence[Point], quality: str, sign: int) -> list[Point]:
+    """The points no cheaper one is as good as, by rising NFE; sign +1 if more quality is better.
+
+    A point without that quality (null in the file: nothing to measure) is on no frontier.
+    """
+    best: list[Point] = []
+    sound = [p for p in points if _is_number(p["nfe"]) and _is_number(p[quality])]
+    for point in sorted(sound, key=lambda p: (p["nfe"], -sign * p[quality])):
+        if not best or sign * point[quality] > sign * best[-1][quality]:
+            best.append(point)
+    return best
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def cost_at(plain: Sequence[Point], quality: str, sign: int, wanted: float) -> float:
+    """NFE at which the frontier of `plain` reaches a quality, interpolated in log NFE.
+
+    0 if its cheapest point is better already, ∞ if none is as good.
+    """
+    curve = frontier(plain, quality, sign)
+    if not curve or sign * wanted > sign * curve[-1][quality]:
+        return math.inf
+    if sign * wanted < sign * curve[0][quality]:
+        return 0.0
+    for low, high in itertools.pairwise(curve):
+        a, b = low[quality], high[quality]
+        if sign * wanted <= sign * b:
+            return float(low["nfe"] * (high["nfe"] / low["nfe"]) ** ((wanted - a) / (b - a)))
+    return float(curve[-1]["nfe"])
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Plain NFE ÷ our NFE at the quality of one of our points, with a 95 % bootstrap interval.
+
+    low may be 0 and high ∞, where plain's curve ends before that quality in so many replicates.
+    """
+
+    nfe: float
+    quality: float
+    factor: float
+    low: float
+    high: float
+
+
+def factors_at_equal(
+    plain: Sequence[Point],
+    ours: Sequence[Point],
+    quality: str,
+    sign: int,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> list[Factor]:
+    """The factor at each of our frontier's points whose quality plain's curve has.
+
+    The bootstrap draws rows again (Efron, 1979): the same for all laws, which were scored on the
+    same rows, and other ones for each sampled setting. It holds our settings fixed.
+    """
+    curve = frontier(plain, quality, sign)
+    chosen = [
+        (point, cost_at(curve, quality, sign, point[quality]))
+        for point in frontier(ours, quality, sign)
+    ]
+    chosen = [(point, cost) for point, cost in chosen if 0 < cost < math.inf and len(curve) > 1]
+    generator = np.random.default_rng(seed)
+    found: list[list[float]] = [[] for _ in chosen]
+    for _ in range(replicates if chosen else 0):
+        shared = int(generator.integers(1 << 62))
+        again = [_resample(p, quality, generator, shared) for p in plain]
+        for k, (point, _) in enumerate(chosen):
+            mine = _resample(point, quality, generator, shared)
+            found[k].append(cost_at(again, quality, sign, mine[quality]) / mine["nfe"])
+    return [
+        Factor(point["nfe"], point[quality], cost / point["nfe"], *_interval(each))
+        for (point, cost), each in zip(chosen, found, strict=True)
+    ]
+
+
+def _resample(point: Point, quality: str, generator: np.random.Generator, shared: int) -> Point:
+    each = point["each"]
+    count = len(each["nfe"])
+    source = np.random.default_rng(shared) if point["kind"] == "law" else generator
+    pick = source.integers(count, size=count)
+    if quality == "spelling":  # a ratio of totals
+        value = np.take(each["correct"], pick).sum() / np.take(each["words"], pick).sum()
+    else:
+        value = np.take(each[quality], pick).mean()
+    return {"nfe": float(np.take(each["nfe"], pick).mean()), quality: float(value)}
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    if not values:
+        return math.nan, math.nan
+    low, high = np.quantile(np.array(values), (0.025, 0.975), method="nearest")
+    return float(low), float(high)

@@ -1,0 +1,94 @@
+"""Arguments that must be whole numbers, checked before any work: refused by name, never rounded."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from specmask.errors import UserError
+
+
+def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` as an int, if it is a whole number from `low` to `high`.
+
+    Raises:
+        UserError: it is not.
+    """
+    wanted = f"at least {low}" if high is None else f"from {low} to {high}"
+    try:
+        number = operator.index(value)  # takes NumPy's and torch's integers, no float
+    except (TypeError, RuntimeError):
+        raise UserError(f"{name}={value!r}: expected a whole number, {wanted}") from None
+    if number < low or (high is not None and number > high):
+        raise UserError(f"{name}={number}: expected a whole number, {wanted}")
+    return number
+
+
+def check_seed(seed: Any) -> int:
+    """A seed names all random numbers of a call: 0 ≤ seed < 2⁶⁴."""
+    if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+        raise UserError(f"seed={seed!r}: expected a whole number, 0 <= seed < 2**64")
+    return seed
+
+
+def whole_numbers(
+    name: str,
+    values: Iterable[int] | Tensor,
+    count: int,
+    low: int,
+    high: Tensor | int,
+    device: torch.device,
+) -> Int64[Tensor, "count"]:
+    """One whole number per row, each from `low` to `high` (a number, or one per row).
+
+    Raises:
+        UserError: another count, fractions, or a number out of range.
+    """
+    highest = int(high.max()) if isinstance(high, Tensor) else high
+    wanted = f"expected {count} whole numbers from {low} to {highest}"
+    try:
+        listed = values if isinstance(values, Tensor) else torch.tensor(list(values))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise UserError(f"{name}={values!r}: {wanted}") from None
+    fractions = listed.is_floating_point() and listed.numel() > 0  # an empty list is float
+    if fractions or listed.is_complex() or listed.dtype == torch.bool or listed.shape != (count,):
+        raise UserError(f"{name}={_short(listed)}: {wanted}")
+    numbers = listed.to(device).long()
+    if bool(((numbers < low) | (numbers > high)).any()):
+        raise UserError(f"{name}={_short(listed)}: {wanted}")
+    return numbers
+
+
+def token_rows(name: str, tokens: Any, longest: int) -> Int64[Tensor, "rows length"]:
+    """(B, L) whole numbers, 1 ≤ L ≤ `longest`.
+
+    Raises:
+        UserError: no tensor, another shape or type, no rows, or rows that are too long.
+    """
+    if not isinstance(tokens, Tensor):
+        raise UserError(
+            f"{name} is a {type(tokens).__name__}: expected a tensor of whole numbers of shape "
+            "(rows, length)"
+        )
+    whole_type = not (tokens.is_floating_point() or tokens.is_complex())
+    if tokens.ndim != 2 or not whole_type or tokens.dtype == torch.bool or not tokens.numel():
+        raise UserError(
+            f"{name} of shape {tuple(tokens.shape)} and type {tokens.dtype}: expected whole "
+            "numbers of shape (rows, length)"
+        )
+    if tokens.shape[1] > longest:
+        raise UserError(
+            f"{name} has rows of {tokens.shape[1]} tokens: the model takes at most {longest}"
+        )
+    return tokens.long()
+
+
+def _short(values: Tensor) -> str:
+    numbers = values.flatten().tolist()
+    shown = ", ".join(str(number) for number in numbers[:8])
+    return f"[{shown}, …]" if len(numbers) > 8 else f"[{shown}]"

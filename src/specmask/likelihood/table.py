@@ -1,0 +1,151 @@
+"""The table of conditionals: log q_i(d) and log p_i(d) of a row along an order (method.md §6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from specmask.categorical import check_tempering, log_probabilities
+from specmask.checks import whole
+from specmask.errors import UserError
+from specmask.likelihood.checks import Rows, check_rows
+from specmask.models.checkpoint import Model
+from specmask.models.protocol import Denoiser, Verifier
+
+Progress = Callable[[int, int], None]
+"""Called with (pairs of row and prefix done, pairs in all)."""
+
+
+@dataclass(frozen=True)
+class Conditionals:
+    """log q_i(d) and log p_i(d) at the tokens of each row, for 0 ≤ i ≤ d < D.
+
+    log_q, log_p: (B, L, L) float64 nats, [b, i, d]; NaN where not computed (below the diagonal,
+    beyond the row, outside the band that was asked for). log_p is None without a verifier pass.
+    lengths: (B,) D of each row. temperature, top_p: as tempered.
+    """
+
+    log_q: Float64[Tensor, "rows length length"]
+    log_p: Float64[Tensor, "rows length length"] | None
+    lengths: Int64[Tensor, "rows"]
+    temperature: float
+    top_p: float
+
+
+@torch.no_grad()
+def conditionals(
+    model: Model,
+    tokens: Int64[Tensor, "rows length"],
+    order: Int64[Tensor, "rows length"],
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    target: bool = True,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> Conditionals:
+    """Both triangular tables: D trunk and D head passes a row, batched over prefixes.
+
+    Args:
+        model: from `load` or `wrap`.
+        tokens: (B, L) complete rows. order: (B, L) σ, a permutation of each row's positions.
+        lengths: (B,) or None for full rows.
+        temperature, top_p: tempering of both laws.
+        target: False leaves out the head.
+        batch_size: prefixes in one pass.
+        progress: called after each pass.
+
+    Raises:
+        UserError: tokens or order that do not fit the model or each other.
+    """
+    check_tempering(temperature, top_p)
+    whole("batch_size", batch_size, 1)
+    rows = check_rows(model, tokens, order, lengths)
+    every = rows.lengths[:, None].expand_as(rows.tokens)
+    wanted = torch.arange(rows.tokens.shape[1], device=every.device) < every
+    return fill_table(
+        model.network, rows, wanted, every, temperature, top_p, target, batch_size, progress
+    )
+
+
+_BLOCK = 1 << 23  # logits in float64 at once: 64 MB
+
+
+def fill_table(
+    network: Denoiser,
+    rows: Rows,
+    wanted: Tensor,
+    ends: Tensor,
+    temperature: float,
+    top_p: float,
+    target: bool,
+    batch_size: int,
+    progress: Progress | None,
+) -> Conditionals:
+    """The tables on the band i ≤ d < ends[b, i] of the prefixes `wanted`; both (B, L)."""
+    if target and not isinstance(network, Verifier):
+        raise UserError(f"{type(network).__name__} has no causal head, which this law needs")
+    count, length = rows.tokens.shape
+    pairs = wanted.nonzero()
+    shape = (count, length, length)
+    log_q = torch.full(shape, math.nan, dtype=torch.float64, device=rows.tokens.device)
+    log_p = log_q.clone() if target else None
+    score = _Scorer(network, rows, temperature, top_p, target)
+    for at in range(0, len(pairs), batch_size):
+        b, i = pairs[at : at + batch_size].unbind(1)
+        end = ends[b, i]
+        ranks = i[:, None] + torch.arange(int((end - i).max()), device=i.device)
+        inside = ranks < end[:, None]
+        q, p = score(b, i, ranks.masked_fill(~inside, length))
+        pair, k = inside.nonzero(as_tuple=True)
+        log_q[b[pair], i[pair], ranks[pair, k]] = q[pair, k]
+        if log_p is not None and p is not None:
+            log_p[b[pair], i[pair], ranks[pair, k]] = p[pair, k]
+        if progress is not None:
+            progress(min(at + batch_size, len(pairs)), len(pairs))
+    return Conditionals(log_q, log_p, rows.lengths, temperature, top_p)
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """(pairs,) rows b and prefixes i, (pairs, K) ranks d ≥ i → log q_i(d), log p_i(d)."""
+
+    network: Denoiser
+    rows: Rows
+    temperature: float
+    top_p: float
+    target: bool
+
+    def __call__(self, b: Tensor, i: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor | None]:
+        network, order = self.network, self.rows.order[b]
+        ranked = self.rows.tokens[b].gather(1, order)
+        length = order.shape[1]
+        hide = torch.arange(length, device=i.device) >= i[:, None]
+        seen = torch.zeros_like(ranked).scatter(1, order, ranked.masked_fill(hide, network.mask_id))
+        hidden = network.trunk(seen, self.rows.lengths[b])
+        inner = ranks.clamp(max=length - 1)
+        symbols, positions = ranked.gather(1, inner), order.gather(1, inner)
+        # In blocks of ranks, so that memory does not grow with length × vocabulary.
+        size = max(1, _BLOCK // (len(b) * network.vocab_size))
+        blocks = [slice(k, k + size) for k in range(0, ranks.shape[1], size)]
+        log_q = [
+            self._pick(network.draft_logits(hidden, positions[:, k]), symbols[:, k]) for k in blocks
+        ]
+        if not self.target:
+            return torch.cat(log_q, 1), None
+        assert isinstance(network, Verifier)
+        prefix = network.prefix(hidden, seen, order, i)
+        log_p = [
+            self._pick(network.verify(prefix, ranks[:, k], ranked), symbols[:, k]) for k in blocks
+        ]
+        return torch.cat(log_q, 1), torch.cat(log_p, 1)
+
+    def _pick(self, logits: Tensor, symbols: Tensor) -> Tensor:
+        log_p = log_probabilities(logits, self.temperature, self.top_p)
+        return log_p.gather(-1, symbols[..., None])[..., 0]

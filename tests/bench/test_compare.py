@@ -1,0 +1,155 @@
+"""Frontiers, factors and their intervals, by hand and against data whose truth is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from specmask.bench.compare import Factor, cost_at, factors_at_equal, frontier
+from specmask.bench.run import Point
+
+
+def points(*pairs: tuple[float, float]) -> list[Point]:
+    """Points of one row each, so that a bootstrap draws the same again."""
+    return [
+        {"kind": "law", "nfe": nfe, "q": q, "each": {"nfe": [nfe], "q": [q]}} for nfe, q in pairs
+    ]
+
+
+def pairs(found: list[Point]) -> list[tuple[float, float]]:
+    return [(point["nfe"], point["q"]) for point in found]
+
+
+def factors(plain: list[Point], ours: list[Point], sign: int = 1) -> list[tuple[float, ...]]:
+    found = factors_at_equal(plain, ours, "q", sign, replicates=3)
+    assert all(one.low == one.factor == one.high for one in found)
+    return [(one.nfe, one.quality, one.factor) for one in found]
+
+
+# -------------------------------------------------------------------------------------- frontier
+
+
+def test_frontier_keeps_what_no_cheaper_point_reaches() -> None:
+    every = points((8, 0.5), (2, 0.1), (4, 0.4), (6, 0.3), (5, 0.4), (9, 0.5))
+    assert pairs(frontier(every, "q", 1)) == [(2, 0.1), (4, 0.4), (8, 0.5)]
+
+
+def test_frontier_of_bits_falls() -> None:
+    every = points((8, 2.0), (2, 3.0), (4, 2.5), (6, 2.6))
+    assert pairs(frontier(every, "q", -1)) == [(2, 3.0), (4, 2.5), (8, 2.0)]
+
+
+def test_frontier_of_nothing() -> None:
+    assert frontier([], "q", 1) == []
+
+
+def test_frontier_takes_the_better_of_two_that_cost_the_same() -> None:
+    """Whatever order they come in: both cost 4, so the worse one is on no frontier."""
+    for every in (points((4, 0.2), (4, 0.6)), points((4, 0.6), (4, 0.2))):
+        assert pairs(frontier(every, "q", 1)) == [(4, 0.6)]
+
+
+# ------------------------------------------------------------------------------- factor_at_equal
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_factor_by_hand(sign: int) -> None:
+    """Half way in quality between 16 and 64 passes is 32 of them; ours took 8."""
+    plain = points((16, sign * 0.2), (64, sign * 0.6))
+    assert factors(plain, points((8, sign * 0.4)), sign) == [pytest.approx((8, sign * 0.4, 4.0))]
+
+
+def test_factor_below_one_where_plain_is_cheaper() -> None:
+    found = factors(points((4, 0.0), (16, 1.0)), points((16, 0.5)))
+    assert found == [pytest.approx((16, 0.5, 0.5))]
+
+
+def test_factor_at_the_curves_own_points() -> None:
+    plain = points((10, 0.1), (20, 0.2), (40, 0.3))
+    found = factors(plain, points((5, 0.1), (8, 0.2), (10, 0.3)))
+    assert [factor for _, _, factor in found] == pytest.approx([2.0, 2.5, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("plain", "ours"),
+    [
+        (points((10, 0.5), (20, 0.6)), points((10, 0.1), (20, 0.4))),  # ours are worse
+        (points((10, 0.1), (20, 0.2)), points((10, 0.5))),  # ours are better
+        (points((10, 0.5)), points((10, 0.5))),  # one point makes no curve
+        ([], points((10, 0.5))),
+        (points((10, 0.5), (20, 0.6)), []),
+    ],
+)
+def test_no_factor_without_overlap(plain: list[Point], ours: list[Point]) -> None:
+    assert factors(plain, ours) == []
+
+
+def test_factor_ignores_points_off_the_frontiers() -> None:
+    plain = points((16, 0.2), (64, 0.6), (32, 0.1))
+    ours = points((8, 0.4), (12, 0.3))
+    assert factors(plain, ours) == [pytest.approx((8, 0.4, 4.0))]
+
+
+def test_cost_beyond_the_curve() -> None:
+    plain = points((10, 0.1), (20, 0.2))
+    assert cost_at(plain, "q", 1, 0.05) == 0
+    assert cost_at(plain, "q", 1, 0.3) == math.inf
+    assert cost_at([], "q", 1, 0.3) == math.inf
+    assert cost_at(plain, "q", 1, 0.1) == 10
+    assert cost_at(plain, "q", 1, 0.2) == 20
+
+
+def test_a_point_with_nothing_to_measure_is_on_no_frontier() -> None:
+    """A results file says null where a mean was not a number."""
+    nothing = [{"nfe": 3.0, "q": None}, {"nfe": 4.0, "q": math.nan}, {"nfe": None, "q": 9.0}]
+    assert pairs(frontier([*points((5, 0.2)), *nothing], "q", 1)) == [(5, 0.2)]
+
+
+# ------------------------------------------------------------------------------------- intervals
+
+
+def law(nfe: float, rows: np.ndarray) -> Point:
+    each = {"nfe": [nfe] * len(rows), "bits": rows.tolist()}
+    return {"kind": "law", "nfe": nfe, "bits": float(rows.mean()), "each": each}
+
+
+def one_experiment(generator: np.random.Generator) -> Factor:
+    """Bits fall by 0.1 with each doubling of NFE; ours at 8 are as good as plain at 16.
+
+    Rows differ far more than settings do, but by the same for all settings.
+    """
+    rows = generator.normal(0, 1, 40)
+
+    def noisy(nfe: float, bits: float) -> Point:
+        return law(nfe, rows + bits + generator.normal(0, 0.1, len(rows)))
+
+    plain = [noisy(2.0**k, 3 - 0.1 * k) for k in range(1, 8)]
+    (found,) = factors_at_equal(plain, [noisy(8, 2.6)], "bits", -1, replicates=200)
+    return found
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    """The true factor is 2. Of 100 intervals of 95 %, fewer than 85 hold it with odds of 1e-4."""
+    generator = np.random.default_rng(0)
+    found = [one_experiment(generator) for _ in range(100)]
+    assert sum(one.low <= 2 <= one.high for one in found) >= 85
+    # Narrow, because the rows are paired: unpaired, their spread would swamp the difference.
+    assert np.median([one.high / one.low for one in found]) < 3
+
+
+def test_intervals_of_spelling_draw_samples_again() -> None:
+    generator = np.random.default_rng(1)
+
+    def sampled(nfe: float, share: float) -> Point:
+        words = generator.integers(20, 40, 256)
+        correct = generator.binomial(words, share)
+        each = {"nfe": [nfe] * 256, "correct": correct.tolist(), "words": words.tolist()}
+        mean = float(correct.sum() / words.sum())
+        return {"kind": "samples", "nfe": nfe, "spelling": mean, "each": each}
+
+    plain = [sampled(n, s) for n, s in ((8, 0.5), (16, 0.6), (32, 0.7), (64, 0.8))]
+    (found,) = factors_at_equal(plain, [sampled(16, 0.7)], "spelling", 1)
+    assert found.low < 2 < found.high
+    assert 0.7 < found.low < found.factor < found.high < 4
