@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -184,6 +185,8 @@ def test_a_damaged_config_is_refused(folder: Path, text: str) -> None:
         ({"width": "wide"}, "config.json"),
         ({"width": 10}, "width=10"),
         ({"width": 16}, "asks for"),
+        ({"heads": 1}, "not those it was saved with"),
+        ({"residual": False}, "not those it was saved with"),
     ],
 )
 def test_wrong_network_settings_are_refused(
@@ -239,7 +242,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, value: float)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("call", ["save_file", "fsync", "rename"])
+@pytest.mark.parametrize("call", ["save_file", "fsync", "rename", "last fsync"])
 def test_a_full_disk_loses_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, call: str, overwrite: bool
 ) -> None:
@@ -258,13 +261,20 @@ def test_a_full_disk_loses_nothing(
         monkeypatch.setattr(checkpoint, "save_file", full)
     elif call == "fsync":
         monkeypatch.setattr(checkpoint.os, "fsync", full)
-    else:
+    elif call == "rename":
         monkeypatch.setattr(Path, "rename", full_for_scratch)
+    else:
+        monkeypatch.setattr(
+            checkpoint, "_sync", lambda path: full() if path == folder.parent else None
+        )
     target = folder if overwrite else folder.parent / "new"
     refuse(
         lambda: specmask.save(target, network(), overwrite=overwrite), "No space left", str(target)
     )
     monkeypatch.undo()
+    if call == "last fsync" and not overwrite:  # the new folder is there, and whole
+        assert specmask.load(target).name == "new"
+        shutil.rmtree(target)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     assert specmask.load(folder).network.config == network().config  # type: ignore[attr-defined]
 

@@ -96,7 +96,6 @@ def write_folder(
             folder.rename(aside)
         scratch.rename(folder)
         _sync(folder.parent)
-        shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"could not write {folder}: {error}. Nothing that was saved before is lost; "
@@ -104,7 +103,9 @@ def write_folder(
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        if aside.exists() and not folder.exists():
+        if aside.exists() and folder.exists():  # the new one is there and whole
+            shutil.rmtree(aside, ignore_errors=True)
+        elif aside.exists():
             aside.rename(folder)
 
 
@@ -145,12 +146,13 @@ def save(
     folder = Path(folder)
 
     def write_config(path: Path) -> None:
+        sizes = asdict(network.config)
         config = {
             "architecture": "hybrid",
-            "network": asdict(network.config),
-            "sha256": {WEIGHTS: file_sha256(path.parent / WEIGHTS)},
+            "network": sizes,
+            "sha256": {WEIGHTS: file_sha256(path.parent / WEIGHTS), "network": _digest(sizes)},
         }
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     files: dict[str, bytes | Callable[[Path], None]] = {
         WEIGHTS: lambda path: save_file(state, path),
@@ -179,6 +181,12 @@ def load(name_or_folder: str | Path, device: str | torch.device = "cpu") -> Mode
     state = _read_weights(folder, config)
     network = HybridTransformer(_network_config(folder, config))
     _check_names(folder, network.state_dict(), state)
+    # Some settings (heads, residual) fit the same tensors, but change what is computed with them.
+    if config["sha256"].get("network") != _digest(config["network"]):
+        raise UserError(
+            f"{folder / CONFIG}: the network's settings are not those it was saved with; copy the "
+            "folder again or load another checkpoint"
+        )
     network.load_state_dict({name: value.float() for name, value in state.items()})
     try:
         network.to(device).eval()
@@ -192,7 +200,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{folder} holds no {CONFIG}: not a model folder")
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): the folder is damaged") from None
     parts = ("network", "sha256")
@@ -204,6 +212,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "a newer version of specmask may know it"
         )
     return config
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _network_config(folder: Path, config: dict[str, Any]) -> HybridConfig:
