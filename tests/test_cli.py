@@ -420,6 +420,8 @@ SETTINGS_REFUSED = [
     (("--sampler", "any_order", "--source", "drft"), ("unknown source", "Did you mean 'draft'")),
     (("--device", "cudda"), ("--device cudda",)),
     (("--device", "cuda:99"), ("--device cuda:99",)),
+    (("--device", "meta"), ("--device meta", "cannot compute")),
+    (("--device", "hpu"), ("--device hpu", "cannot compute")),
 ]
 
 
@@ -447,9 +449,9 @@ def test_settings_refused(
         (("--first-row", "-1"), ("--first-row -1", "at least 0")),
         (("--batch-size", "0"), ("0", "at least 1")),
         (("--batch-size", "-1"), ("-1", "at least 1")),
-        (("--length", "0"), ("length=0", f"1 to {LENGTH}")),
+        (("--length", "0"), ("--length 0", "at least 1")),
         (("--length", "17"), ("length=17", f"1 to {LENGTH}")),
-        (("--seed", "-1"), ("seed=-1",)),
+        (("--seed", "-1"), ("--seed -1", "0 <=")),
         (("--canvas", "the_Fox"), ("--canvas", "'F'", "offset 4")),
         (("--canvas", "_" * 17), ("17", f"at most {LENGTH}")),
         (("--canvas", "the fox"), ("holds no '_'",)),
@@ -468,6 +470,29 @@ def test_sample_refused(
 ) -> None:
     said = refused("sample", model, "--out", tmp_path / "a.jsonl", *options)
     assert all(word in said for word in words)
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        *(("sample", (name, "-1")) for name in ("--num", "--first-row", "--batch-size")),
+        *(("sample", (name, "-1")) for name in ("--length", "--seed")),
+        ("sample", ("--first-row", str((1 << 32) - 1), "--num", "2")),
+        ("sample", ("--canvas", "the fox")),
+        ("sample", ("--mask", "__", "--canvas", "a__")),
+        ("sample", ("--length", "3", "--canvas", "a__")),
+        *(("score", (name, "-1")) for name in ("--rows", "--orders", "--batch-size")),
+        *(("score", (name, "-1")) for name in ("--length", "--seed")),
+    ],
+)
+def test_refused_before_the_model_is_loaded(
+    data: Path, refused: Callable[..., str], verb: str, options: tuple[str, ...]
+) -> None:
+    """A model that is not there comes up only once the options are sound."""
+    file = (data,) if verb == "score" else ()
+    said = refused(verb, "nothing", *file, *options)
+    assert options[0] in said
+    assert "unknown model" not in said
 
 
 def test_canvas_symbol_is_found_where_the_user_sees_it(refused: Callable[..., str], model: Path):
@@ -658,7 +683,7 @@ def test_score_refuses_a_confidence_order_by_name(data: Path, model: Path, refus
     [
         (("--rows", "0"), ("--rows 0", "at least 1")),
         (("--orders", "0"), ("--orders 0", "at least 1")),
-        (("--length", "0"), ("--length 0", f"1 to {LENGTH}")),
+        (("--length", "0"), ("--length 0", "at least 1")),
         (("--length", "17"), ("--length 17", f"1 to {LENGTH}")),
         (("--batch-size", "0"), ("0", "at least 1")),
         (("--batch-size", "-2"), ("-2", "at least 1")),

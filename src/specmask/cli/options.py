@@ -98,12 +98,16 @@ def build_sampler(name: str, options: Any) -> specmask.samplers.Sampler:
     for option in settings:
         if option not in own:
             raise UserError(
-                f"--{option.replace('_', '-')} is not a setting of sampler {name!r}: it has "
-                + ", ".join(f"--{one.replace('_', '-')}" for one in sorted(own))
+                f"{_flag(option)} is not a setting of sampler {name!r}: it has "
+                + ", ".join(_flag(one) for one in sorted(own))
             )
     if "window" in settings:
         settings["window"] = parse_window(settings["window"])
     return SAMPLERS[key](**settings)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def check_out(path: Path | None, overwrite: bool) -> None:
@@ -119,8 +123,22 @@ def check_out(path: Path | None, overwrite: bool) -> None:
 
 
 def check_device(name: str) -> None:
-    """Raise UserError for a `--device` that torch does not know or this machine lacks."""
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    """Raise UserError for a `--device` on which torch cannot compute here."""
+    try:  # a tensor alone proves nothing: meta makes those too
+        (torch.ones(1, device=name) + 1).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise UserError(f"--device {name}: torch cannot compute there ({reason})") from None
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError for a `--seed` out of range."""
+    if not 0 <= seed < 1 << 64:
+        raise UserError(f"--seed {seed}: expected 0 <= seed < 2**64")
+
+
+def check_least(low: int, **numbers: int | None) -> None:
+    """Raise UserError for an option whose number is too small; None was not given."""
+    for name, number in numbers.items():
+        if number is not None and number < low:
+            raise UserError(f"{_flag(name)} {number}: expected at least {low}")

@@ -13,7 +13,14 @@ import tyro
 
 import specmask
 from specmask.bench.run import json_line, settings_of
-from specmask.cli.options import SamplerOptions, build_sampler, check_device, check_out
+from specmask.cli.options import (
+    SamplerOptions,
+    build_sampler,
+    check_device,
+    check_least,
+    check_out,
+    check_seed,
+)
 from specmask.cli.output import console, progress_bar
 from specmask.data.tokenizers import encode
 from specmask.errors import UserError
@@ -54,13 +61,8 @@ class Sample:
 def run_sample(args: Sample) -> None:
     """`specmask sample`."""
     sampler = build_sampler(args.sampler, args.settings)
-    check_out(args.out, args.overwrite)
-    check_device(args.device)
+    _check(args)
     model = specmask.load(args.model, args.device)
-    if args.first_row < 0:
-        raise UserError(f"--first-row {args.first_row}: expected at least 0")
-    if args.num < 1 or args.batch_size < 1:
-        raise UserError(f"--num {args.num} --batch-size {args.batch_size}: expected at least 1")
     canvas = None if args.canvas is None else _parse_canvas(model, args)
     lines = _sample_rows(model, sampler, args, canvas)
     if args.out is None:
@@ -78,6 +80,25 @@ def run_sample(args: Sample) -> None:
             file.write(json_line(line))
             file.flush()
     console.print(f"{args.num} samples in {args.out}", markup=False, soft_wrap=True)
+
+
+def _check(args: Sample) -> None:
+    """Refuse what can be refused before the model is loaded."""
+    check_out(args.out, args.overwrite)
+    check_device(args.device)
+    check_seed(args.seed)
+    check_least(1, num=args.num, length=args.length, batch_size=args.batch_size)
+    check_least(0, first_row=args.first_row)
+    if args.first_row + args.num > 1 << 32:
+        raise UserError(f"--first-row {args.first_row} --num {args.num}: expected rows below 2**32")
+    if args.canvas is None:
+        return
+    if args.length is not None:
+        raise UserError("--length and --canvas together: the canvas has its own length")
+    if len(args.mask) != 1:
+        raise UserError(f"--mask {args.mask!r}: expected one symbol")
+    if args.mask not in args.canvas:
+        raise UserError(f"--canvas holds no {args.mask!r}: nothing to fill in")
 
 
 def _sample_rows(
@@ -128,17 +149,11 @@ def _parse_canvas(model: specmask.Model, args: Sample) -> torch.Tensor:
     """(1, L) tokens from text in which `--mask` marks the free positions."""
     if model.tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer, so --canvas cannot be read")
-    if args.length is not None:
-        raise UserError("--length and --canvas together: the canvas has its own length")
-    if len(args.mask) != 1:
-        raise UserError(f"--mask {args.mask!r}: expected one symbol")
     text = args.canvas or ""
     if len(text) > model.network.length:
         raise UserError(
             f"--canvas has {len(text)} symbols, the model takes at most {model.network.length}"
         )
-    if args.mask not in text:
-        raise UserError(f"--canvas holds no {args.mask!r}: nothing to fill in")
     given = [k for k, symbol in enumerate(text) if symbol != args.mask]
     tokens = torch.full((1, len(text)), model.network.mask_id)
     # Masks become some symbol, so that an error's offset is that in the canvas as it was typed.

@@ -12,7 +12,14 @@ import tyro
 
 import specmask
 from specmask.bench.run import json_line, settings_of
-from specmask.cli.options import SamplerOptions, build_sampler, check_device, check_out
+from specmask.cli.options import (
+    SamplerOptions,
+    build_sampler,
+    check_device,
+    check_least,
+    check_out,
+    check_seed,
+)
 from specmask.cli.output import progress_bar
 from specmask.data.batches import windows
 from specmask.data.files import read_text
@@ -56,20 +63,18 @@ def run_score(args: Score) -> None:
     sampler.law()
     check_out(args.out, args.overwrite)
     check_device(args.device)
-    if min(args.orders, args.rows, args.batch_size) < 1:
-        raise UserError(
-            f"--rows {args.rows} --orders {args.orders} --batch-size {args.batch_size}: expected "
-            "at least 1 of each"
-        )
-    if not 0 <= args.seed < 1 << 64:
-        raise UserError(f"--seed {args.seed}: expected 0 <= seed < 2**64")
+    check_seed(args.seed)
+    check_least(
+        1, rows=args.rows, length=args.length, orders=args.orders, batch_size=args.batch_size
+    )
+    text = read_text(args.file).rstrip("\n")
     model = specmask.load(args.model, args.device)
     if model.tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer, so it cannot read {args.file}")
     length = model.network.length if args.length is None else args.length
-    if not 1 <= length <= model.network.length:
+    if length > model.network.length:
         raise UserError(f"--length {length}: the model takes 1 to {model.network.length}")
-    ids = encode(model.tokenizer, read_text(args.file).rstrip("\n"), str(args.file))
+    ids = encode(model.tokenizer, text, str(args.file))
     tokens = windows(ids, length, args.rows)
     lines = _score_rows(model, sampler, args, tokens)
     if args.out is not None:
