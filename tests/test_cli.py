@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 import specmask
 from specmask import cli
@@ -498,6 +500,19 @@ def test_refused_before_the_model_is_loaded(
 def test_canvas_symbol_is_found_where_the_user_sees_it(refused: Callable[..., str], model: Path):
     """Masks count: the offset is that in the canvas as it was typed."""
     assert "'Q' at offset 5" in refused("sample", model, "--canvas", "a___ Q")
+
+
+def test_canvas_needs_one_symbol_a_token(
+    tmp_path: Path, model: Path, refused: Callable[..., str]
+) -> None:
+    """Where `th` is one token, the masks of `the ___` would land a place too far."""
+    folder = shutil.copytree(model, tmp_path / "copy")
+    symbols = [*ALPHABET[:-1], "th"]
+    numbers = {symbol: number for number, symbol in enumerate(symbols)}
+    Tokenizer(BPE(numbers, [("t", "h")])).save(str(folder / "tokenizer.json"))
+    said = refused("sample", folder, "--canvas", "the ___")
+    assert "--canvas" in said
+    assert "several symbols" in said
 
 
 # ------------------------------------------------------------------------ models, files, devices

@@ -22,7 +22,7 @@ from specmask.cli.options import (
     check_seed,
 )
 from specmask.cli.output import console, progress_bar
-from specmask.data.tokenizers import encode
+from specmask.data.tokenizers import alphabet_of, encode
 from specmask.errors import UserError
 from specmask.training.loop import versions
 
@@ -63,7 +63,7 @@ def run_sample(args: Sample) -> None:
     sampler = build_sampler(args.sampler, args.settings)
     _check(args)
     model = specmask.load(args.model, args.device)
-    canvas = None if args.canvas is None else _parse_canvas(model, args)
+    canvas = None if args.canvas is None else _parse_canvas(model, args.canvas, args.mask)
     lines = _sample_rows(model, sampler, args, canvas)
     if args.out is None:
         for line in lines:
@@ -145,19 +145,21 @@ def _sample_rows(
                 }
 
 
-def _parse_canvas(model: specmask.Model, args: Sample) -> torch.Tensor:
-    """(1, L) tokens from text in which `--mask` marks the free positions."""
+def _parse_canvas(model: specmask.Model, canvas: str, mask: str) -> torch.Tensor:
+    """(1, L) tokens from text in which `mask` marks the free positions."""
     if model.tokenizer is None:
-        raise UserError(f"{args.model} has no tokenizer, so --canvas cannot be read")
-    text = args.canvas or ""
-    if len(text) > model.network.length:
+        raise UserError(f"{model.name} has no tokenizer, so --canvas cannot be read")
+    alphabet = alphabet_of(model.tokenizer)
+    if alphabet is None:  # which tokens are free would hang on what the masks are filled with
         raise UserError(
-            f"--canvas has {len(text)} symbols, the model takes at most {model.network.length}"
+            f"--canvas: a token of {model.name} may be several symbols, so a mask has no place of "
+            "its own; use a model of single characters, or specmask.sample with a canvas of tokens"
         )
-    given = [k for k, symbol in enumerate(text) if symbol != args.mask]
-    tokens = torch.full((1, len(text)), model.network.mask_id)
+    if len(canvas) > model.network.length:
+        raise UserError(
+            f"--canvas has {len(canvas)} symbols, the model takes at most {model.network.length}"
+        )
     # Masks become some symbol, so that an error's offset is that in the canvas as it was typed.
-    some = model.tokenizer.decode([0], skip_special_tokens=False)
-    known = encode(model.tokenizer, text.replace(args.mask, some), "--canvas")
-    tokens[0, given] = torch.as_tensor(known.astype("int64"))[given]
-    return tokens
+    known = encode(model.tokenizer, canvas.replace(mask, alphabet[0]), "--canvas")
+    free = torch.tensor([[symbol == mask for symbol in canvas]])
+    return torch.as_tensor(known.astype("int64")).masked_fill(free, model.network.mask_id)
