@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -21,9 +22,11 @@ from tokenizers.models import BPE
 
 import specmask
 from specmask import cli
+from specmask.data.tokenizers import character_tokenizer
 from specmask.models.checkpoint import file_sha256
 from specmask.training.loop import versions
 
+PROGRAM = Path(sys.executable).parent / "specmask"
 LENGTH = 16
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
 ALPHABET = sorted(set(TEXT))
@@ -584,7 +587,11 @@ def test_model_without_a_tokenizer(
 ) -> None:
     folder = shutil.copytree(model, tmp_path / "copy")
     (folder / "tokenizer.json").unlink()
-    assert sampled(folder, tmp_path / "a.jsonl", "--num", 1)[0]["text"] is None
+    row = sampled(folder, tmp_path / "a.jsonl", "--num", 1)[0]
+    assert row["text"] is None
+    capsys.readouterr()
+    assert command("sample", folder, "--num", 1) == 0
+    assert capsys.readouterr().out.split() == [str(token) for token in row["tokens"]]
     assert command("sample", folder, "--canvas", "a_") == 2
     assert command("score", folder, data) == 2
     assert "no tokenizer" in capsys.readouterr().err
@@ -611,6 +618,55 @@ def test_a_refused_overwrite_keeps_the_old_file(
     out.write_text("precious")
     refused("sample", model, "--out", out, "--overwrite", "--length", 99)
     assert out.read_text() == "precious"
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_an_interrupted_overwrite_keeps_the_old_file(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, old: bool
+) -> None:
+    """And a new file keeps the rows that were done: here those of the first of two batches."""
+    batches = iter([specmask.sample])
+
+    def sample(*args: Any, **kwargs: Any) -> specmask.Samples:
+        for one in batches:
+            return one(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(specmask, "sample", sample)
+    out = tmp_path / "a.jsonl"
+    if old:
+        out.write_text("precious")
+    words = ("sample", model, "--num", 4, "--batch-size", 2, "--overwrite")
+    assert command(*words, "--out", out) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    if old:
+        assert out.read_text() == "precious"
+    else:
+        assert [row["row"] for row in lines(out)] == [0, 1]
+
+
+@pytest.mark.parametrize("verb", ["sample", "score"])
+def test_overwrite_on_a_full_disk_keeps_the_old_file(
+    tmp_path: Path,
+    model: Path,
+    data: Path,
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+) -> None:
+    monkeypatch.setattr(f"specmask.cli.{verb}.json_line", full_disk)
+    (tmp_path / "a.jsonl").write_text("precious")
+    file, few = ((data,), ("--rows", 1)) if verb == "score" else ((), ("--num", 1))
+    said = refused(verb, model, *file, "--out", "a.jsonl", "--overwrite", *few)
+    assert "No space left on device" in said
+
+
+def test_overwrite_through_a_link(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "a.jsonl")
+    assert len(sampled(model, tmp_path / "link", "--num", 1, "--overwrite")) == 1
+    assert (tmp_path / "link").is_symlink()
+    assert len(lines(tmp_path / "a.jsonl")) == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -822,13 +878,26 @@ def test_a_bug_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> No
         cli.main(["sample", "text8-small"])
 
 
+def test_files_are_utf8_whatever_the_locale(tmp_path: Path, model: Path) -> None:
+    """Under a locale of ASCII alone, with a model whose every symbol is outside ASCII."""
+    folder = shutil.copytree(model, tmp_path / "copy")
+    greek = "".join(chr(0x3B1 + number) for number in range(len(ALPHABET)))
+    character_tokenizer(greek).save(str(folder / "tokenizer.json"))
+    words = ("sample", folder, "--num", "1", "--out", tmp_path / "a.jsonl")
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(
+        [PROGRAM, *words], capture_output=True, timeout=120, check=True, env={**os.environ, **plain}
+    )
+    row = json.loads((tmp_path / "a.jsonl").read_bytes().decode("utf-8"))
+    assert row["text"] == "".join(greek[token] for token in row["tokens"])
+
+
 def test_the_executable(tmp_path: Path, model: Path) -> None:
-    """Installed beside the interpreter: what it writes, and the code it leaves with."""
-    program = Path(sys.executable).parent / "specmask"
+    """What it writes, and the code it leaves with."""
     words = ("sample", model, "--num", "2", "--out", tmp_path / "a.jsonl")
     for code in (0, 2):  # the second time the file is there
         done = subprocess.run(
-            [program, *words], capture_output=True, text=True, timeout=120, cwd=tmp_path
+            [PROGRAM, *words], capture_output=True, text=True, timeout=120, cwd=tmp_path
         )
         assert done.returncode == code
         assert done.stdout == ""

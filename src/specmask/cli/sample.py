@@ -21,7 +21,7 @@ from specmask.cli.options import (
     check_out,
     check_seed,
 )
-from specmask.cli.output import console, progress_bar
+from specmask.cli.output import console, progress_bar, rows_file
 from specmask.data.tokenizers import alphabet_of, encode
 from specmask.errors import UserError
 from specmask.training.loop import versions
@@ -34,7 +34,7 @@ class Sample:
     model: tyro.conf.Positional[str]
     """Name of a shipped model (text8-small) or a model folder."""
     out: Path | None = None
-    """JSONL file to write; without it the text is printed."""
+    """JSONL file to write, row by row; without it the text is printed."""
     num: int = 16
     """Samples."""
     length: int | None = None
@@ -54,7 +54,7 @@ class Sample:
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
     overwrite: bool = False
-    """Replace an existing --out."""
+    """Replace an existing --out, at the end: a run that is interrupted leaves it as it was."""
     settings: tyro.conf.OmitArgPrefixes[SamplerOptions] = field(default_factory=SamplerOptions)
 
 
@@ -67,7 +67,7 @@ def run_sample(args: Sample) -> None:
     lines = _sample_rows(model, sampler, args, canvas)
     if args.out is None:
         for line in lines:
-            print(line["text"])
+            print(_shown(line))
             console.print(
                 f"  NFE {line['nfe']:.1f}, {line['trunk_passes']} trunk and "
                 f"{line['verify_passes']} verify passes, {line['seconds']:.2f} s",
@@ -75,7 +75,7 @@ def run_sample(args: Sample) -> None:
             )
         return
     first = next(lines)  # so that whatever a sampler refuses is refused before --out is touched
-    with args.out.open("w") as file:
+    with rows_file(args.out) as file:
         for line in itertools.chain([first], lines):
             file.write(json_line(line))
             file.flush()
@@ -143,6 +143,11 @@ def _sample_rows(
                     "seconds": float(out.seconds[k]),
                     **record,
                 }
+
+
+def _shown(line: dict[str, Any]) -> str:
+    """The text of a sample; its token numbers where the model has no tokenizer."""
+    return " ".join(map(str, line["tokens"])) if line["text"] is None else line["text"]
 
 
 def _parse_canvas(model: specmask.Model, canvas: str, mask: str) -> torch.Tensor:

@@ -20,7 +20,7 @@ from specmask.cli.options import (
     check_out,
     check_seed,
 )
-from specmask.cli.output import progress_bar
+from specmask.cli.output import progress_bar, rows_file
 from specmask.data.batches import windows
 from specmask.data.files import read_text
 from specmask.data.tokenizers import encode
@@ -53,7 +53,7 @@ class Score:
     out: Path | None = None
     """JSONL file for the scores of each window and order."""
     overwrite: bool = False
-    """Replace an existing --out."""
+    """Replace an existing --out, at the end: a run that is interrupted leaves it as it was."""
     settings: tyro.conf.OmitArgPrefixes[SamplerOptions] = field(default_factory=SamplerOptions)
 
 
@@ -78,7 +78,8 @@ def run_score(args: Score) -> None:
     tokens = windows(ids, length, args.rows)
     lines = _score_rows(model, sampler, args, tokens)
     if args.out is not None:
-        args.out.write_text("".join(map(json_line, lines)))
+        with rows_file(args.out) as file:
+            file.writelines(map(json_line, lines))
     bits = torch.tensor([line["bits_per_character"] for line in lines], dtype=torch.float64)
     nfe = torch.tensor([line["expected_nfe"] for line in lines], dtype=torch.float64)
     error = f" ± {bits.std() / math.sqrt(len(bits)):.4f}" if len(bits) > 1 else ""
