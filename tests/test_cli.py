@@ -878,6 +878,43 @@ def test_a_bug_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> No
         cli.main(["sample", "text8-small"])
 
 
+def closed_pipe(*argv: object) -> subprocess.CompletedProcess[str]:
+    """`specmask ARGV` where whoever reads stdout has left before anything was written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        return subprocess.run(
+            [PROGRAM, *argv], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.parametrize("verb", ["sample", "score", "help"])
+def test_a_reader_who_leaves_is_no_error(model: Path, data: Path, verb: str) -> None:
+    words: dict[str, tuple[object, ...]] = {
+        "sample": ("sample", model, "--num", "2", "--batch-size", "1", "--length", "2"),
+        "score": ("score", model, data, "--rows", "1"),
+        "help": ("sample", "--help"),
+    }
+    done = closed_pipe(*words[verb])
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_stdout_on_a_full_disk(model: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [PROGRAM, "sample", model, "--num", "1", "--length", "2"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "specmask: No space left on device: output\n"
+
+
 def test_files_are_utf8_whatever_the_locale(tmp_path: Path, model: Path) -> None:
     """Under a locale of ASCII alone, with a model whose every symbol is outside ASCII."""
     folder = shutil.copytree(model, tmp_path / "copy")

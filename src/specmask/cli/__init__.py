@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from specmask.cli.output import flush_stdout
 from specmask.cli.sample import Sample, run_sample
 from specmask.cli.score import Score, run_score
 from specmask.cli.train import Train, run_train
@@ -23,22 +24,17 @@ COMMANDS: dict[type, Callable[[Any], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
-    args = tyro.cli(
-        Annotated[Train, tyro.conf.subcommand("train")]
-        | Annotated[Sample, tyro.conf.subcommand("sample")]
-        | Annotated[Score, tyro.conf.subcommand("score")]
-        | Annotated[DemoArgs, tyro.conf.subcommand("demo")],
-        prog="specmask",
-        description="Self-speculative masked diffusion: train, sample and score.",
-        args=argv,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    """Entry point.
+
+    Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted, 141 nobody reads on.
+    """
     try:
-        COMMANDS[type(args)](args)
+        _run(argv)
     except UserError as error:
         print(f"specmask: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read us has enough, as `head` does: no error, and no word
+        return 128 + 13  # what a shell reports of a program that SIGPIPE ended
     except OSError as error:  # a full disk, a folder without permission, a file in the way
         print(f"specmask: {error.strerror or error}: {error.filename or 'output'}", file=sys.stderr)
         return 2
@@ -46,3 +42,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("specmask: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    try:
+        args = tyro.cli(
+            Annotated[Train, tyro.conf.subcommand("train")]
+            | Annotated[Sample, tyro.conf.subcommand("sample")]
+            | Annotated[Score, tyro.conf.subcommand("score")]
+            | Annotated[DemoArgs, tyro.conf.subcommand("demo")],
+            prog="specmask",
+            description="Self-speculative masked diffusion: train, sample and score.",
+            args=argv,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        COMMANDS[type(args)](args)
+    finally:
+        flush_stdout()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,19 @@ def progress_bar() -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+def flush_stdout() -> None:
+    """Write what stdout still holds, here, where a failure can be told.
+
+    Python would try again at exit, in vain and aloud, so what is left then goes to nowhere
+    (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 @contextmanager

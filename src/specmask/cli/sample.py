@@ -67,7 +67,7 @@ def run_sample(args: Sample) -> None:
     lines = _sample_rows(model, sampler, args, canvas)
     if args.out is None:
         for line in lines:
-            print(_shown(line))
+            print(_shown(line), flush=True)
             console.print(
                 f"  NFE {line['nfe']:.1f}, {line['trunk_passes']} trunk and "
                 f"{line['verify_passes']} verify passes, {line['seconds']:.2f} s",
