@@ -342,7 +342,7 @@ def test_sample_writes_every_field(tmp_path: Path, model: Path) -> None:
         assert row["settings"] == {
             "window": "cosine:0.2",
             "rounds": 2,
-            "first": "verify",
+            "first": "accept",
             "order": "random",
             "temperature": 0.5,
             "top_p": 1.0,
@@ -403,7 +403,7 @@ SETTINGS_REFUSED = [
     (("--window", "cosine:1.5"), ("1.5", "0 < step <= 1")),
     (("--window", "linear:0"), ("0.0", "0 < step <= 1")),
     (("--window", "cosine:nan"), ("nan", "0 < step <= 1")),
-    (("--window", "constant:0"), ("0 tokens", "at least 1")),
+    (("--window", "constant:0"), ("constant window=0", "from 1")),
     (("--window", "full:3"), ("'full' takes no number",)),
     (("--order", "randm"), ("unknown order", "Did you mean 'random'")),
     (("--first", "verfy"), ("unknown first-rank rule", "Did you mean 'verify'")),
