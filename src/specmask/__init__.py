@@ -16,6 +16,7 @@ from specmask.likelihood import (
 from specmask.masking import ConstantWindow, CosineWindow, FullWindow, LinearWindow
 from specmask.models.checkpoint import Model, load, save, wrap
 from specmask.models.hybrid import HybridConfig, HybridTransformer
+from specmask.models.pretrained import from_pretrained_trunk
 from specmask.samplers import (
     SAMPLERS,
     Ancestral,
@@ -51,6 +52,7 @@ __all__ = [
     "elbo",
     "evaluate",
     "expected_passes",
+    "from_pretrained_trunk",
     "load",
     "log_prob",
     "random_orders",

@@ -41,13 +41,14 @@ def check_complete(model: Model, tokens: Tensor, lengths: Tensor | Sequence[int]
         "lengths", [longest] * count if lengths is None else lengths, count, 1, longest, device
     )
     inside = torch.arange(longest, device=device) < sizes[:, None]
-    if bool(((tokens < 0) | (tokens >= network.vocab_size))[inside].any()):
+    outside = (tokens < 0) | (tokens >= network.vocab_size) | (tokens == network.mask_id)
+    if bool(outside[inside].any()):
         raise UserError(
             f"tokens: expected complete rows of 0..{network.vocab_size - 1}; a masked row has no "
             "probability"
         )
     every = torch.arange(longest, device=device).expand_as(tokens)
-    return Rows(tokens.clamp(min=0, max=network.mask_id), every, sizes)
+    return Rows(tokens.clamp(min=0, max=network.vocab_size - 1), every, sizes)
 
 
 def check_rows(

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,10 +22,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from specmask.errors import UserError, unknown
-from specmask.models.hybrid import HybridConfig, HybridTransformer
+from specmask.models.hybrid import DraftNetwork, HybridConfig, HybridTransformer
 from specmask.models.protocol import Denoiser
 from specmask.models.zoo import ZOO, zoo_folder
 
+_Config = TypeVar("_Config")
 CONFIG, WEIGHTS, TOKENIZER, CARD = (
     "config.json",
     "model.safetensors",
@@ -120,15 +121,18 @@ def _sync(path: Path) -> None:
 # ------------------------------------------------------------------------------------ save, load
 
 
+_ARCHITECTURES = {"HybridConfig": "hybrid", "PretrainedConfig": "pretrained"}
+
+
 def save(
     folder: str | Path,
-    network: HybridTransformer,
+    network: DraftNetwork,
     tokenizer: Tokenizer | None = None,
     card: str | None = None,
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a model folder.
+    """Write a model folder. Of a network on a frozen pretrained trunk, what is new on the trunk.
 
     Args:
         folder: where to. network: its weights and config. tokenizer: optional.
@@ -140,7 +144,7 @@ def save(
     """
     state = {
         name: value.detach().to("cpu", dtype or value.dtype).contiguous()
-        for name, value in network.state_dict().items()
+        for name, value in network.own_state().items()
     }
     _check_finite(state, str(folder))
     folder = Path(folder)
@@ -148,7 +152,7 @@ def save(
     def write_config(path: Path) -> None:
         sizes = asdict(network.config)
         config = {
-            "architecture": "hybrid",
+            "architecture": _ARCHITECTURES[type(network.config).__name__],
             "network": sizes,
             "sha256": {WEIGHTS: file_sha256(path.parent / WEIGHTS), "network": _digest(sizes)},
         }
@@ -165,12 +169,23 @@ def save(
     write_folder(folder, files, overwrite=overwrite)
 
 
-def load(name_or_folder: str | Path, device: str | torch.device = "cpu") -> Model:
+def load(
+    name_or_folder: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    trunk: str | Path | None = None,
+) -> Model:
     """A model from the zoo by name, or from a folder; weights in float32, eval mode.
+
+    Args:
+        name_or_folder: see `ZOO`, or what `save` wrote.
+        device: where the network goes.
+        trunk: for a model on a pretrained trunk, the folder (or name) of the pretrained model, if
+            it is not where it was when the head was trained.
 
     Raises:
         UserError: no such name or folder, a missing or damaged file, a missing, superfluous or
-            misshapen tensor, a weight that is not finite.
+            misshapen tensor, a weight that is not finite; another pretrained model.
     """
     folder = Path(name_or_folder)
     if str(name_or_folder) in ZOO:
@@ -179,15 +194,16 @@ def load(name_or_folder: str | Path, device: str | torch.device = "cpu") -> Mode
         raise unknown("model", str(name_or_folder), ZOO)
     config = _read_config(folder)
     state = _read_weights(folder, config)
-    network = HybridTransformer(_network_config(folder, config))
-    _check_names(folder, network.state_dict(), state)
+    network = _build(folder, config, trunk)
+    _check_names(folder, network.own_state(), state)
     # Some settings (heads, residual) fit the same tensors, but change what is computed with them.
     if config["sha256"].get("network") != _digest(config["network"]):
         raise UserError(
             f"{folder / CONFIG}: the network's settings are not those it was saved with; copy the "
             "folder again or load another checkpoint"
         )
-    network.load_state_dict({name: value.float() for name, value in state.items()})
+    floats = {name: value.float() for name, value in state.items()}
+    network.load_state_dict(floats, strict=False)
     try:
         network.to(device).eval()
     except (RuntimeError, AssertionError) as error:
@@ -206,24 +222,35 @@ def _read_config(folder: Path) -> dict[str, Any]:
     parts = ("network", "sha256")
     if not isinstance(config, dict) or any(not isinstance(config.get(k), dict) for k in parts):
         raise UserError(f"{path} lacks {' or '.join(parts)}: the folder is damaged")
-    if config.get("architecture") != "hybrid":
+    if config.get("architecture") not in _ARCHITECTURES.values():
         raise UserError(
-            f"{path}: architecture {config.get('architecture')!r}, expected 'hybrid'; "
-            "a newer version of specmask may know it"
+            f"{path}: architecture {config.get('architecture')!r}, expected one of "
+            f"{', '.join(_ARCHITECTURES.values())}; a newer version of specmask may know it"
         )
     return config
+
+
+def _build(folder: Path, config: dict[str, Any], trunk: str | Path | None) -> DraftNetwork:
+    """The network of a folder, its own weights not yet loaded."""
+    if config["architecture"] == "pretrained":
+        from specmask.models.pretrained import PretrainedConfig, load_trunk
+
+        return load_trunk(_network_config(folder, config, PretrainedConfig), trunk)
+    if trunk is not None:
+        raise UserError(f"{folder} has a trunk of its own: leave out trunk")
+    return HybridTransformer(_network_config(folder, config, HybridConfig))
 
 
 def _digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _network_config(folder: Path, config: dict[str, Any]) -> HybridConfig:
-    known, got = {f.name for f in fields(HybridConfig)}, set(config["network"])
+def _network_config(folder: Path, config: dict[str, Any], kind: type[_Config]) -> _Config:
+    known, got = {f.name for f in fields(kind)}, set(config["network"])  # type: ignore[arg-type]
     if extra := got - known:
         raise UserError(f"{folder / CONFIG}: unknown network settings {', '.join(sorted(extra))}")
     try:
-        return HybridConfig(**config["network"])
+        return kind(**config["network"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: network settings are incomplete ({error})") from None
     except UserError as error:

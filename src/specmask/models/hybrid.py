@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -96,16 +97,16 @@ class RMSNorm(nn.RMSNorm):
 class Block(nn.Module):
     """Pre-norm transformer block with rotary attention and a gated MLP, no biases."""
 
-    def __init__(self, config: HybridConfig) -> None:
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
-        width, self.heads = config.width, config.heads
+        self.heads = heads
         self.attention_norm = RMSNorm(width, eps=1e-6)
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
         self.mlp_norm = RMSNorm(width, eps=1e-6)
-        self.mlp_in = nn.Linear(width, 2 * config.hidden, bias=False)
-        self.mlp_out = nn.Linear(config.hidden, width, bias=False)
+        self.mlp_in = nn.Linear(width, 2 * hidden, bias=False)
+        self.mlp_out = nn.Linear(hidden, width, bias=False)
 
     def keys_values(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, C) → keys, already turned, and values, each (B, H, K, C/H)."""
@@ -133,11 +134,38 @@ class Block(nn.Module):
 class Blocks(nn.ModuleList):
     """A list of blocks that says so to the type checker."""
 
-    def __init__(self, config: HybridConfig, count: int) -> None:
-        super().__init__(Block(config) for _ in range(count))
+    def __init__(self, count: int, width: int, heads: int, hidden: int) -> None:
+        super().__init__(Block(width, heads, hidden) for _ in range(count))
 
     def __iter__(self) -> Iterator[Block]:
         return super().__iter__()  # type: ignore[return-value]
+
+
+def padding_mask(length: int, lengths: Tensor | None) -> Tensor | None:
+    """(B, 1, 1, L) positions to attend to, or None where no row has padding."""
+    if lengths is None or not bool((lengths < length).any()):
+        return None
+    return (torch.arange(length, device=lengths.device) < lengths[:, None])[:, None, None]
+
+
+class TrunkModule(Protocol):
+    """What a network needs of its trunk, whoever trained it."""
+
+    def __call__(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, L) tokens → hidden (B, L, C)."""
+        ...
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(...) tokens → (..., C)."""
+        ...
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        """Hidden → what `symbols` reads."""
+        ...
+
+    def symbols(self, normed: Tensor) -> Tensor:
+        """(..., C) → (..., V) logits."""
+        ...
 
 
 class Trunk(nn.Module):
@@ -147,7 +175,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.pairs = config.width // config.heads // 2
         self.embed = nn.Embedding(config.vocab_size + 1, config.width)
-        self.blocks = Blocks(config, config.trunk_layers)
+        self.blocks = Blocks(config.trunk_layers, config.width, config.heads, config.hidden)
         self.norm = RMSNorm(config.width, eps=1e-6)
         self.unembed = (
             None
@@ -165,9 +193,7 @@ class Trunk(nn.Module):
         drown the token in what the head reads and the head's correction in what it adds to.
         """
         position = torch.arange(tokens.shape[1], device=tokens.device)
-        mask = None
-        if lengths is not None and bool((lengths < tokens.shape[1]).any()):
-            mask = (position < lengths[:, None])[:, None, None]
+        mask = padding_mask(tokens.shape[1], lengths)
         angles = rotary_angles(position[None], self.pairs)
         x = self.embed(tokens)
         for block in self.blocks:
@@ -200,15 +226,18 @@ class Tracks:
 class Head(nn.Module):
     """Causal blocks over tracks along σ; the track of rank d predicts rank d (method.md §2)."""
 
-    def __init__(self, config: HybridConfig) -> None:
+    def __init__(
+        self, width: int, heads: int, layers: int, hidden: int, *, residual: bool, norm: bool = True
+    ) -> None:
         super().__init__()
-        self.pairs = config.width // config.heads // 4
-        self.start = nn.Parameter(torch.zeros(2 * config.width))
-        self.combine = nn.Linear(3 * config.width, config.width, bias=False)
-        self.blocks = Blocks(config, config.head_layers)
-        self.out = nn.Linear(config.width, config.width, bias=False)
-        self.norm = RMSNorm(config.width, eps=1e-6)
-        self.residual = config.residual
+        self.pairs = width // heads // 4
+        self.start = nn.Parameter(torch.zeros(2 * width))
+        self.combine = nn.Linear(3 * width, width, bias=False)
+        self.blocks = Blocks(layers, width, heads, hidden)
+        self.out = nn.Linear(width, width, bias=False)
+        # A pretrained trunk's prediction head begins with norms of its own.
+        self.norm = RMSNorm(width, eps=1e-6) if norm else nn.Identity()
+        self.residual = residual
 
     def tracks(self, ranks: Tensor, embedded: Tensor, hidden: Tensor, order: Tensor) -> Tracks:
         """The tracks of (B, K) ranks.
@@ -216,14 +245,14 @@ class Head(nn.Module):
         Args:
             ranks: (B, K) in 0..L−1.
             embedded: (B, K, C) embedding of the token at each rank − 1; unused at rank 0.
-            hidden: (B, L, C) trunk output in rank order.
+            hidden: (B, L, C) trunk output in rank order, of any scale.
             order: (B, L) positions in rank order.
         """
         before = (ranks - 1).clamp(min=0)
         first = (ranks == 0)[..., None]
-        here = _gather(hidden, ranks)
+        here = unit(_gather(hidden, ranks))
         # The track of rank d reads the token at rank d−1, h at σ(d−1), h at σ(d).
-        read = torch.cat((unit(embedded), _gather(hidden, before)), dim=-1)
+        read = torch.cat((unit(embedded), unit(_gather(hidden, before))), dim=-1)
         read = torch.where(first, self.start.to(read.dtype), read)
         x = self.combine(torch.cat((read, here), dim=-1))
         # The start symbol stands at −1.
@@ -234,8 +263,12 @@ class Head(nn.Module):
         )
 
     def predict(self, x: Tensor, here: Tensor) -> Tensor:
-        """Normalised output. The residual is h at the position predicted, not the one read."""
-        y = self.out(x)
+        """Normalised output. The residual is h at the position predicted, not the one read.
+
+        The head's part is measured in h's own root mean square, which is one in our trunk and
+        whatever it may be in a pretrained one.
+        """
+        y = self.out(x) * here.square().mean(-1, keepdim=True).sqrt()
         return self.norm(y + here if self.residual else y)
 
 
@@ -283,37 +316,78 @@ class HybridPrefix:
 # --------------------------------------------------------------------------------------- network
 
 
-class HybridTransformer(nn.Module):
-    """One transformer, two laws: `draft` from the trunk, `target` from the causal head.
+class DraftNetwork(nn.Module):
+    """A trunk alone: it drafts, and nothing verifies. `config` says what it is made of."""
 
-    At initialisation the head's output is zero, so with the residual the target equals the draft.
-    """
+    config: Any
+    trunk: Any  # a module that is a TrunkModule
 
-    def __init__(self, config: HybridConfig) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        *,
+        config: Any,
+        vocab_size: int,
+        mask_id: int,
+        length: int,
+        trunk_layers: int,
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.vocab_size, self.mask_id, self.length = (
-            config.vocab_size,
-            config.vocab_size,
-            config.length,
-        )
-        self.trunk_layers, self.head_layers = config.trunk_layers, config.head_layers
-        self.trunk = Trunk(config)
-        self.head = Head(config)
-        self._initialise()
+        self.config, self.trunk = config, trunk
+        self.vocab_size, self.mask_id, self.length = vocab_size, mask_id, length
+        self.trunk_layers, self.head_layers = trunk_layers, 0
 
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-        nn.init.normal_(self.head.start, std=0.02)
-        # Residual branches start small, so that depth does not grow the variance (GPT-2).
-        depth = 2 * (self.trunk_layers + self.head_layers)
-        for block in [*self.trunk.blocks, *self.head.blocks]:
-            nn.init.normal_(block.attention_out.weight, std=0.02 / depth**0.5)
-            nn.init.normal_(block.mlp_out.weight, std=0.02 / depth**0.5)
-        if self.config.residual:
-            nn.init.zeros_(self.head.out.weight)
+    def freeze_trunk(self) -> None:
+        """Leave the trunk as it is: what stays to be trained is new on it."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith(("head.", "trunk.draft.")))
+
+    def own_state(self) -> dict[str, Tensor]:
+        """The weights that are ours to save: all but those of a frozen pretrained trunk."""
+        state = self.state_dict(keep_vars=True)
+        if getattr(self.trunk, "frozen", False):
+            state = {n: t for n, t in state.items() if n.startswith(("head.", "trunk.draft."))}
+        return state
+
+    def features(
+        self, masked: Tensor, tokens: Tensor, order: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `HybridNetwork.features`, without a target."""
+        return self.trunk.norm(_gather(self.trunk(masked, lengths), order)), None
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(..., C) normalised features → (..., V) logits."""
+        return self.trunk.symbols(features)
+
+    def draft_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """(B, L, C), (B, K) → (B, K, V): unembedding at the asked positions only."""
+        return self.logits(self.trunk.norm(_gather(hidden, positions)))
+
+
+class HybridNetwork(DraftNetwork):
+    """A trunk that drafts and a causal head that verifies: one network, two laws."""
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: Head,
+        *,
+        config: Any,
+        vocab_size: int,
+        mask_id: int,
+        length: int,
+        trunk_layers: int,
+    ) -> None:
+        super().__init__(
+            trunk,
+            config=config,
+            vocab_size=vocab_size,
+            mask_id=mask_id,
+            length=length,
+            trunk_layers=trunk_layers,
+        )
+        self.head = head
+        self.head_layers = len(head.blocks)
 
     # ------------------------------------------------------------------------------ training
 
@@ -341,15 +415,7 @@ class HybridTransformer(nn.Module):
             x = block.attend(x, tracks.query_angles, k, v, mask=None, causal=True)
         return self.trunk.norm(hidden), self.head.predict(x, hidden)
 
-    def logits(self, features: Tensor) -> Tensor:
-        """(..., C) normalised features → (..., V) logits."""
-        return self.trunk.symbols(features)
-
     # ------------------------------------------------------------------------------ sampling
-
-    def draft_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        """(B, L, C), (B, K) → (B, K, V): unembedding at the asked positions only."""
-        return self.logits(self.trunk.norm(_gather(hidden, positions)))
 
     def prefix(
         self, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor
@@ -395,3 +461,46 @@ class HybridTransformer(nn.Module):
             k, v = prefix.keys[layer][:, :, :reach], prefix.values[layer][:, :, :reach]
             x = block.attend(x, tracks.query_angles, k, v, mask, causal=False)
         return x
+
+
+class HybridTransformer(HybridNetwork):
+    """The paper's network: one transformer, trained from scratch, with both laws.
+
+    At initialisation the head's output is zero, so with the residual the target equals the draft.
+    """
+
+    config: HybridConfig
+    trunk: Trunk
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__(
+            Trunk(config),
+            Head(
+                *(config.width, config.heads, config.head_layers, config.hidden),
+                residual=config.residual,
+            ),
+            config=config,
+            vocab_size=config.vocab_size,
+            mask_id=config.vocab_size,
+            length=config.length,
+            trunk_layers=config.trunk_layers,
+        )
+        initialise(self, depth=config.trunk_layers + config.head_layers)
+
+
+def initialise(module: nn.Module, depth: int) -> None:
+    """Fresh weights for the trunk's and head's parts in a module; `depth` blocks stand in a row."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=0.02)
+    for part in module.modules():
+        if isinstance(part, Head):
+            nn.init.normal_(part.start, std=0.02)
+    # Residual branches start small, so that depth does not grow the variance (GPT-2).
+    for part in module.modules():
+        if isinstance(part, Block):
+            nn.init.normal_(part.attention_out.weight, std=0.02 / (2 * depth) ** 0.5)
+            nn.init.normal_(part.mlp_out.weight, std=0.02 / (2 * depth) ** 0.5)
+    for part in module.modules():
+        if isinstance(part, Head) and part.residual:
+            nn.init.zeros_(part.out.weight)

@@ -21,7 +21,11 @@ class Prefix(Protocol):
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A network that fills in masks independently. Symbols are 0..V−1; the mask is `mask_id`."""
+    """A network that fills in masks independently.
+
+    Symbols are 0..V−1; the mask is `mask_id`, which is V or, in a pretrained vocabulary, one of
+    the symbols. A symbol that is never drawn has the logit −∞.
+    """
 
     vocab_size: int
     mask_id: int

@@ -56,9 +56,9 @@ def _blank(
 def _check_tokens(network: Denoiser, canvas: Tensor) -> Tensor:
     tokens = token_rows("canvas", canvas, network.length)
     low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high > network.mask_id:
+    if low < 0 or high >= max(network.vocab_size, network.mask_id + 1):
         raise UserError(
-            f"canvas holds token {low if low < 0 else high}: expected 0..{network.mask_id - 1}, "
+            f"canvas holds token {low if low < 0 else high}: expected 0..{network.vocab_size - 1}, "
             f"or the mask {network.mask_id}"
         )
     return tokens

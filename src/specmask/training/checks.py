@@ -12,16 +12,18 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from specmask.checks import whole_numbers
 from specmask.errors import UserError
-from specmask.models.hybrid import HybridTransformer
+from specmask.models.hybrid import DraftNetwork
 from specmask.training import checkpoints
 from specmask.training.checkpoints import Checkpoint
 from specmask.training.config import CADENCE, TrainConfig
 from specmask.training.ema import trained
+from specmask.training.loss import Rows, tokens_and_lengths
 
 
 def check_input(
-    network: HybridTransformer, first: Tensor, config: TrainConfig, validation: Tensor | None
+    network: DraftNetwork, first: Rows, config: TrainConfig, validation: Rows | None
 ) -> None:
     """Refuse weights and tokens that training would choke on; `first` is the batch of step 0."""
     for name, parameter in trained(network).items():
@@ -32,19 +34,20 @@ def check_input(
             )
     if not trained(network):
         raise UserError("the network has no parameter to train: none has requires_grad")
-    _check_tokens("batches(0)", first, network)
-    if len(first) != config.batch_size:
-        raise UserError(f"batches(0) has {len(first)} rows, not batch_size {config.batch_size}")
+    rows = _check_rows("batches(0)", first, network)
+    if rows != config.batch_size:
+        raise UserError(f"batches(0) has {rows} rows, not batch_size {config.batch_size}")
     if validation is not None:
-        _check_tokens("validation", validation, network)
+        _check_rows("validation", validation, network)
 
 
-def identify(network: HybridTransformer, first: Tensor, config: TrainConfig) -> dict[str, Any]:
+def identify(network: DraftNetwork, first: Rows, config: TrainConfig) -> dict[str, Any]:
     """What makes a run this run, as JSON gives it back."""
+    tokens, _ = tokens_and_lengths(first)
     parts = {
         "config": dataclasses.asdict(config),
         "network": dataclasses.asdict(network.config),
-        "data": {"first_batch": hashlib.sha256(first.numpy().tobytes()).hexdigest()},
+        "data": {"first_batch": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()},
     }
     identity: dict[str, Any] = json.loads(json.dumps(parts))
     return identity
@@ -82,18 +85,31 @@ def _check_same(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
         )
 
 
-def _check_tokens(name: str, tokens: Tensor, network: HybridTransformer) -> None:
+def _check_rows(name: str, rows: Rows, network: DraftNetwork) -> int:
+    """How many rows there are, once it is sure that they can be learned."""
+    tokens = rows if isinstance(rows, Tensor) else rows[0]
     if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.numel() == 0:
         raise UserError(
             f"{name} is {tokens.dtype} of shape {tuple(tokens.shape)}, expected int64 (rows, D)"
         )
-    if tokens.shape[1] > network.length:
-        raise UserError(
-            f"{name} has rows of {tokens.shape[1]} tokens, the network takes {network.length}"
-        )
-    low, high = int(tokens.min()), int(tokens.max())
+    count, longest = tokens.shape
+    if longest > network.length:
+        raise UserError(f"{name} has rows of {longest} tokens, the network takes {network.length}")
+    symbols = tokens
+    if not isinstance(rows, Tensor):
+        lengths = whole_numbers("lengths", rows[1], count, 1, longest, tokens.device)
+        symbols = tokens[torch.arange(longest) < lengths[:, None]]
+    low, high = int(symbols.min()), int(symbols.max())
     if low < 0 or high >= network.vocab_size:
         raise UserError(
             f"{name} has tokens from {low} to {high}, the network's symbols are "
             f"0 to {network.vocab_size - 1}: was it made with another tokenizer?"
         )
+    never = torch.tensor(getattr(network.config, "forbidden", ()), dtype=torch.int64)
+    if bool(torch.isin(symbols, never).any()):
+        found = int(symbols[torch.isin(symbols, never)][0])
+        raise UserError(
+            f"{name} has token {found}, a special symbol that the network never draws: "
+            "leave out the rows that hold it"
+        )
+    return count

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from specmask.models.hybrid import DraftNetwork
+
 
 def decay_at(updates: int, decay: float) -> float:
     """The decay of the next update after `updates` of them: min(decay, (1 + t) / (10 + t)).
@@ -64,10 +66,14 @@ def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> N
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
-    """Name → parameter or saved buffer, each shared tensor once, under its first name."""
+    """Name → own parameter or saved buffer, each shared tensor once, under its first name."""
     seen: set[int] = set()
     unique = {}
-    for name, tensor in network.state_dict(keep_vars=True).items():
+    if isinstance(network, DraftNetwork):
+        state = network.own_state()
+    else:
+        state = network.state_dict(keep_vars=True)
+    for name, tensor in state.items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
             unique[name] = tensor

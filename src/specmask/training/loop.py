@@ -19,36 +19,36 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from rich.console import Console
-from torch import Tensor
 
 from specmask.errors import UserError
 from specmask.models.checkpoint import save
-from specmask.models.hybrid import HybridTransformer
+from specmask.models.hybrid import DraftNetwork
 from specmask.training import checkpoints
 from specmask.training.checks import check_input, identify, open_run
 from specmask.training.config import TrainConfig
 from specmask.training.log import Screen, write_synced
+from specmask.training.loss import Rows
 from specmask.training.run import Run, versions
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Batches", "freeze_trunk", "train", "versions"]
+__all__ = ["Batches", "train", "versions"]
 
-Batches = Callable[[int], Tensor]
-"""step → (batch_size, length) int64 tokens; a pure function of the step."""
+Batches = Callable[[int], Rows]
+"""step → `batch_size` rows; a pure function of the step."""
 
 _SINGLE_COPY = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 def train(
-    network: HybridTransformer,
+    network: DraftNetwork,
     batches: Batches,
     config: TrainConfig,
     out: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
-    validation: Tensor | None = None,
+    validation: Rows | None = None,
     resume: bool = False,
     card: str | None = None,
     console: Console | None = None,
@@ -56,12 +56,13 @@ def train(
     """Train a network in place and save it, with the averaged weights, in `out/model`.
 
     Args:
-        network: a float32 hybrid network; left on the training device with its last own weights.
-        batches: step → (batch_size, D) int64 tokens, every row full.
+        network: a float32 network, from scratch or on a pretrained trunk; left on the training
+            device with its last own weights.
+        batches: step → (batch_size, D) int64 tokens; or these and their (batch_size,) lengths.
         config: see TrainConfig.
         out: the run's folder: log.jsonl, checkpoints/, model/.
         tokenizer: saved with the model.
-        validation: (n, D) int64 tokens scored every `eval_every` steps, with the averaged weights.
+        validation: such rows, scored every `eval_every` steps, with the averaged weights.
         resume: go on from the newest whole checkpoint in `out`; from the start if there is none.
         card: Markdown for the model's README.md.
         console: where progress goes; None is silent.
@@ -77,7 +78,7 @@ def train(
     accelerator = _accelerator(config)
     main = accelerator.is_main_process
     if config.frozen_trunk:
-        freeze_trunk(network)
+        network.freeze_trunk()
     first = batches(0)
     check_input(network, first, config, validation)
     identity = identify(network, first, config)
@@ -106,13 +107,7 @@ def train(
     return out / "model"
 
 
-def freeze_trunk(network: HybridTransformer) -> None:
-    """Only `head.*` keeps its gradients."""
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name.startswith("head."))
-
-
-def _loop(run: Run, batches: Batches, validation: Tensor | None, screen: Screen) -> None:
+def _loop(run: Run, batches: Batches, validation: Rows | None, screen: Screen) -> None:
     config = run.config
     with _signals() as received:
         while run.step < config.steps:

@@ -14,7 +14,19 @@ from specmask.categorical import Purpose, uniform
 from specmask.masking import order_by
 
 if TYPE_CHECKING:
-    from specmask.models.hybrid import HybridTransformer
+    from specmask.models.hybrid import DraftNetwork
+
+
+Rows = Tensor | tuple[Tensor, Tensor]
+"""(B, L) tokens, every row full; or tokens and their (B,) lengths."""
+
+
+def tokens_and_lengths(rows: Rows) -> tuple[Tensor, Tensor | None]:
+    """Rows in one form; no lengths where every row is full."""
+    if isinstance(rows, Tensor):
+        return rows, None
+    tokens, lengths = rows
+    return tokens, lengths if bool((lengths < tokens.shape[1]).any()) else None
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ def draw_masks(
 
 
 def loss_terms(
-    network: HybridTransformer,
+    network: DraftNetwork,
     tokens: Int64[Tensor, "rows length"],
     order: Int64[Tensor, "rows length"],
     revealed: Int64[Tensor, "rows"],
@@ -68,6 +80,8 @@ def loss_terms(
     hide = torch.zeros_like(scored).scatter(1, order, scored)  # in position order
     masked = tokens.masked_fill(hide, network.mask_id)
     draft, target = network.features(masked, tokens, order, lengths)
+    if target is None:  # without a head, the target is the draft
+        target = draft
 
     row, rank = scored.nonzero(as_tuple=True)
     symbols = tokens.gather(1, order)[row, rank]

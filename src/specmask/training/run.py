@@ -15,13 +15,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from specmask.errors import UserError
-from specmask.models.hybrid import HybridTransformer
+from specmask.models.hybrid import DraftNetwork
 from specmask.training import checkpoints, optimizers
 from specmask.training.checkpoints import Checkpoint
 from specmask.training.config import TrainConfig, lr_factor
 from specmask.training.ema import Ema, copy_into, trained, weights
 from specmask.training.log import Log, Since, nats_and_bits
-from specmask.training.loss import draw_masks, loss_terms
+from specmask.training.loss import Rows, draw_masks, loss_terms, tokens_and_lengths
 
 VALIDATION_SEED = 2510_03929  # of the orders and masks of every validation, in every run
 
@@ -38,7 +38,7 @@ class Run:
     def __init__(
         self,
         accelerator: Accelerator,
-        network: HybridTransformer,
+        network: DraftNetwork,
         config: TrainConfig,
         out: Path,
         identity: dict[str, Any],
@@ -60,15 +60,16 @@ class Run:
         self.log = self._open_log() if accelerator.is_main_process else None
         self._saved_at = time.perf_counter()
 
-    def update(self, tokens: Tensor, stop: bool) -> bool:
-        """One optimiser step on (batch_size, D) tokens.
+    def update(self, rows: Rows, stop: bool) -> bool:
+        """One optimiser step on batch_size rows.
 
         `stop` asks to stop after it; the answer says whether any process was asked.
         """
         started = time.perf_counter()
         optimizers.set_lr(self.optimizers, lr_factor(self.step, self.config))
         self._set_mode()
-        terms = self._gradients(tokens)
+        tokens, lengths = tokens_and_lengths(rows)
+        terms = self._gradients(tokens, lengths)
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.config.clip)
         flag = torch.tensor([float(stop)], device=self.device)
         told = self.accelerator.reduce(torch.cat((terms, norm.detach()[None], flag)), "mean")
@@ -79,25 +80,30 @@ class Run:
             stepper.zero_grad()
         self.ema.update(self.step)
         self.step += 1
-        self.tokens += tokens.numel()
+        count = tokens.numel() if lengths is None else int(lengths.sum())
+        self.tokens += count
         seconds = time.perf_counter() - started
         self.seconds += seconds
-        self.since.add(tokens.numel(), draft, target, length, seconds)
+        self.since.add(count, draft, target, length, seconds)
         return stops > 0
 
-    def validate(self, validation: Tensor) -> dict[str, Any]:
+    def validate(self, validation: Rows) -> dict[str, Any]:
         """Both terms on the first `eval_rows` rows, at masks that are the same in every run."""
-        tokens = validation[: self.config.eval_rows]
-        order, revealed = _masks(VALIDATION_SEED, 0, tokens)
+        tokens, lengths = tokens_and_lengths(validation)
+        tokens = tokens[: self.config.eval_rows]
+        lengths = None if lengths is None else lengths[: self.config.eval_rows]
+        order, revealed = _masks(VALIDATION_SEED, 0, tokens, lengths)
         chunk = self.config.batch_size // self.config.accumulation
         total = torch.zeros(2, dtype=torch.float64)
         self.network.eval()
         with torch.no_grad(), self.accelerator.autocast(), self.ema.applied():
             for start in range(0, len(tokens), chunk):
-                part = [t[start : start + chunk].to(self.device) for t in (tokens, order, revealed)]
-                terms = loss_terms(self.network, *part)
+                part = slice(start, start + chunk)
+                terms = loss_terms(
+                    self.network, *self._take(part, tokens, order, revealed, lengths)
+                )
                 both = torch.stack((terms.draft_nll, terms.target_nll))
-                total += both.double().cpu() * len(part[0])
+                total += both.double().cpu() * len(tokens[part])
         draft, target = (total / len(tokens)).tolist()
         row = {"step": self.step, "tokens": self.tokens, **nats_and_bits(draft, target)}
         row["seconds"] = self.seconds
@@ -144,7 +150,11 @@ class Run:
         if self.log is not None:
             self.log.close()
 
-    def _gradients(self, tokens: Tensor) -> Tensor:
+    def _take(self, part: slice, *rows: Tensor | None) -> list[Any]:
+        """Some of the rows, on the device; no lengths stay no lengths."""
+        return [None if t is None else t[part].to(self.device) for t in rows]
+
+    def _gradients(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         """Gradients of the mean loss over the batch; (2,) draft and target term of this process.
 
         Revealed counts rise along the batch, so micro-batches take every n-th row: each then holds
@@ -154,13 +164,14 @@ class Run:
         torch.manual_seed(
             (self.config.seed << 40) + (self.step << 10) + self.accelerator.process_index
         )
-        order, revealed = _masks(self.config.seed, self.step, tokens)
+        order, revealed = _masks(self.config.seed, self.step, tokens, lengths)
         parts = self.config.accumulation
         stride = parts * self.accelerator.num_processes
         terms = torch.zeros(2, device=self.device)
         for micro in range(parts):
             first = self.accelerator.process_index * parts + micro
-            rows = [t[first::stride].to(self.device) for t in (tokens, order, revealed)]
+            part = slice(first, None, stride)
+            rows = self._take(part, tokens, order, revealed, lengths)
             with self.accelerator.accumulate(self.objective):
                 loss, both = self.objective(*rows)
                 self.accelerator.backward(loss)
@@ -213,13 +224,15 @@ class Run:
 class Objective(nn.Module):
     """The loss as a module, so that autocast, DDP and compilation wrap all of it."""
 
-    def __init__(self, network: HybridTransformer) -> None:
+    def __init__(self, network: DraftNetwork) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, tokens: Tensor, order: Tensor, revealed: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, order: Tensor, revealed: Tensor, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The loss, and (2,) its draft and target terms without gradient."""
-        terms = loss_terms(self.network, tokens, order, revealed)
+        terms = loss_terms(self.network, tokens, order, revealed, lengths)
         return terms.total, torch.stack((terms.draft_nll, terms.target_nll)).detach()
 
 
@@ -232,6 +245,7 @@ def versions() -> dict[str, str]:
     return {"specmask": own, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def _masks(seed: int, step: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    rows, length = tokens.shape
-    return draw_masks(seed, step, torch.full((rows,), length), length)
+def _masks(seed: int, step: int, tokens: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    rows, longest = tokens.shape
+    full = torch.full((rows,), longest)
+    return draw_masks(seed, step, full if lengths is None else lengths, longest)
