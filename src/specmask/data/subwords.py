@@ -41,7 +41,7 @@ _SAVE = 1 << 26
 
 
 def part_of(document: str, validation: float = 0.05, test: float = 0.05) -> str:
-    """ "train", "validation" or "test": a function of the document's text alone.
+    """The part a document belongs to, "train", "validation" or "test": by its text alone.
 
     Whole documents fall into one part, equal documents into the same, whatever their order and
     number, so that nothing leaks from one part to another and a corpus that grows moves none.
