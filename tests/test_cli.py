@@ -423,10 +423,10 @@ SETTINGS_REFUSED = [
     ),
     (("--sampler", "ancestral", "--counts", "fix"), ("unknown counts", "Did you mean 'fixed'")),
     (("--sampler", "any_order", "--source", "drft"), ("unknown source", "Did you mean 'draft'")),
-    (("--device", "cudda"), ("--device cudda",)),
-    (("--device", "cuda:99"), ("--device cuda:99",)),
-    (("--device", "meta"), ("--device meta", "cannot compute")),
-    (("--device", "hpu"), ("--device hpu", "cannot compute")),
+    (("--device", "cudda"), ("device cudda",)),
+    (("--device", "cuda:99"), ("device cuda:99",)),
+    (("--device", "meta"), ("device meta", "cannot compute")),
+    (("--device", "hpu"), ("device hpu", "cannot compute")),
 ]
 
 

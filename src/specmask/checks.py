@@ -1,7 +1,8 @@
-"""Arguments that must be whole numbers, checked before any work: refused by name, never rounded."""
+"""Checks that every floor needs: whole numbers, devices, packages; before any work is done."""
 
 from __future__ import annotations
 
+import importlib
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -34,6 +35,24 @@ def check_seed(seed: Any) -> int:
     if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
         raise UserError(f"seed={seed!r}: expected a whole number, 0 <= seed < 2**64")
     return seed
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raise UserError for a device on which torch cannot compute here."""
+    try:  # a tensor alone proves nothing: meta makes those too
+        (torch.ones(1, device=device) + 1).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise UserError(f"device {device}: torch cannot compute there ({reason})") from None
+
+
+def optional_package(name: str, who: str, extra: str = "pretrained") -> Any:
+    """A package, or a module of one, that only some inputs need; `who` needs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise UserError(f"{who} the package {package}: pip install 'specmask[{extra}]'") from None
 
 
 def whole_numbers(

@@ -20,3 +20,9 @@ def unknown(kind: str, got: str, choices: Iterable[str]) -> UserError:
     close = get_close_matches(got, names, n=1)
     hint = f". Did you mean {close[0]!r}?" if close else ""
     return UserError(f"unknown {kind} {got!r}: expected one of {', '.join(names)}{hint}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library said, or the kind of its error if it said nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -18,17 +18,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from specmask.data import subwords
-from specmask.data.subwords import (
-    PARTS,
-    Documents,
-    documents,
-    load_tokenizer,
-    open_ids,
-    part_of,
-    tokenize_corpus,
-    train_bpe,
-)
+from specmask.data import token_ids
+from specmask.data.documents import PARTS, Documents, documents, part_of
+from specmask.data.subwords import load_tokenizer, train_bpe
+from specmask.data.token_ids import open_ids, tokenize_corpus
 from specmask.errors import UserError
 
 TEXT = "the cat sat on the mat\nthe cat ate\n\nthe dog sat on the log\n\n\n  \nthe end\n"
@@ -358,8 +351,8 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     texts = [f"the {k} cat{'s' * (k % 5)}" if k % 7 else " " for k in range(41)]
     whole = tokenize_corpus(texts, bpe, tmp_path / "whole", mode)
 
-    monkeypatch.setattr(subwords, "_BATCH", 20)  # characters
-    monkeypatch.setattr(subwords, "_SAVE", 60)
+    monkeypatch.setattr(token_ids, "_BATCH", 20)  # characters
+    monkeypatch.setattr(token_ids, "_SAVE", 60)
 
     def dying() -> Iterator[str]:
         yield from texts[:seen]
@@ -376,9 +369,9 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     with open(folder / "ids.bin", "ab") as file:  # what the kill left half written
         file.write(b"half")
     encoded: list[int] = []
-    original = subwords._encode
+    original = token_ids._encode
     monkeypatch.setattr(
-        subwords,
+        token_ids,
         "_encode",
         lambda tokenizer, batch, first: (
             encoded.extend(range(first, first + len(batch))) or original(tokenizer, batch, first)

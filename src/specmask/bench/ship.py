@@ -232,8 +232,8 @@ CARD_TEXT = """# text8-small
 A self-speculative masked diffusion model of English characters (a–z and space), {length} long:
 {trunk_layers} bidirectional layers draft, {head_layers} causal layer verifies, width {width},
 {millions:.1f} M parameters, bfloat16 weights ({megabytes:.1f} MB). Made to show and test the
-method on a laptop, not to write: it was trained on {tokens:.1f} M characters, a few thousandths
-of what the paper's model saw.
+method on a laptop, not to write: it was trained on {tokens:.1f} M characters, a few
+ten-thousandths of what the paper's model saw.
 
 ```python
 import specmask

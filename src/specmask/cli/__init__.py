@@ -1,4 +1,4 @@
-"""The command line: train · sample · score · demo, over the same dataclasses as the library."""
+"""The command line: train · adapt · sample · score · demo, over the library's dataclasses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from specmask.cli.adapt import Adapt, run_adapt
 from specmask.cli.output import flush_stdout
 from specmask.cli.sample import Sample, run_sample
 from specmask.cli.score import Score, run_score
@@ -17,6 +18,7 @@ from specmask.errors import UserError
 
 COMMANDS: dict[type, Callable[[Any], None]] = {
     Train: run_train,
+    Adapt: run_adapt,
     Sample: run_sample,
     Score: run_score,
     DemoArgs: demo,
@@ -48,6 +50,7 @@ def _run(argv: Sequence[str] | None) -> None:
     try:
         args = tyro.cli(
             Annotated[Train, tyro.conf.subcommand("train")]
+            | Annotated[Adapt, tyro.conf.subcommand("adapt")]
             | Annotated[Sample, tyro.conf.subcommand("sample")]
             | Annotated[Score, tyro.conf.subcommand("score")]
             | Annotated[DemoArgs, tyro.conf.subcommand("demo")],

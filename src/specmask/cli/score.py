@@ -12,10 +12,10 @@ import tyro
 
 import specmask
 from specmask.bench.run import json_line, settings_of
+from specmask.checks import check_device
 from specmask.cli.options import (
     SamplerOptions,
     build_sampler,
-    check_device,
     check_least,
     check_out,
     check_seed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from specmask.checks import optional_package
 from specmask.errors import UserError
 from specmask.metrics.entropy import unigram_entropy
 from specmask.metrics.estimate import Estimate, ratio
@@ -287,12 +287,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def _transformers() -> Any:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError:
-        raise UserError(
-            "a judge needs the package transformers: pip install 'specmask[pretrained]'"
-        ) from None
+    return optional_package("transformers", "a judge needs")
 
 
 def _loaded(load: Callable[[], Any], what: str, way_out: str) -> Any:

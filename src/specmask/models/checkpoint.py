@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from specmask.checks import check_device
 from specmask.errors import UserError, unknown
 from specmask.models.hybrid import DraftNetwork, HybridConfig, HybridTransformer
 from specmask.models.protocol import Denoiser
@@ -187,6 +188,7 @@ def load(
         UserError: no such name or folder, a missing or damaged file, a missing, superfluous or
             misshapen tensor, a weight that is not finite; another pretrained model.
     """
+    check_device(device)
     folder = Path(name_or_folder)
     if str(name_or_folder) in ZOO:
         folder = zoo_folder(str(name_or_folder))
@@ -204,10 +206,7 @@ def load(
         )
     floats = {name: value.float() for name, value in state.items()}
     network.load_state_dict(floats, strict=False)
-    try:
-        network.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {str(device)!r}: {str(error).splitlines()[0]}") from None
+    network.to(device).eval()
     return Model(network, _read_tokenizer(folder / TOKENIZER), folder.name)
 
 

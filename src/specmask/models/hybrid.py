@@ -5,7 +5,6 @@ Paper: *Self-Speculative Masked Diffusions*, arXiv 2510.03929, §3; method.md §
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +14,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from specmask.errors import UserError
+from specmask.models.blocks import (
+    Block,
+    Blocks,
+    RMSNorm,
+    padding_mask,
+    rotary_angles,
+    unit,
+)
 
 
 @dataclass(frozen=True)
@@ -66,86 +73,6 @@ class HybridConfig:
 
 
 # ----------------------------------------------------------------------------------------- parts
-
-
-def rotary_angles(positions: Tensor, pairs: int) -> Tensor:
-    """(..., K) positions → (..., K, pairs) angles, geometric frequencies from 1 to 1/10000."""
-    exponent = torch.arange(pairs, device=positions.device, dtype=torch.float32) / pairs
-    return positions.float()[..., None] * 10000.0**-exponent
-
-
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn channel pairs (c, c + half) of (B, H, K, C) by (B or 1, K, C/2) angles."""
-    cos, sin = angles.cos()[:, None].to(x.dtype), angles.sin()[:, None].to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
-
-
-def unit(x: Tensor) -> Tensor:
-    """(..., C) scaled to mean square one."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
-
-
-class RMSNorm(nn.RMSNorm):
-    """RMSNorm whose gain follows its input's type, so that the fused kernel serves bf16 too."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert self.weight is not None
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block with rotary attention and a gated MLP, no biases."""
-
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = RMSNorm(width, eps=1e-6)
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.attention_out = nn.Linear(width, width, bias=False)
-        self.mlp_norm = RMSNorm(width, eps=1e-6)
-        self.mlp_in = nn.Linear(width, 2 * hidden, bias=False)
-        self.mlp_out = nn.Linear(hidden, width, bias=False)
-
-    def keys_values(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, K, C) → keys, already turned, and values, each (B, H, K, C/H)."""
-        k, v = self.key_value(self.attention_norm(x)).chunk(2, dim=-1)
-        return rotate(self._split(k), angles), self._split(v)
-
-    def attend(
-        self, x: Tensor, angles: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
-    ) -> Tensor:
-        """The block's output for (B, K, C) tracks that look at the given keys and values."""
-        q = rotate(self._split(self.query(self.attention_norm(x))), angles)
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        x = x + self.attention_out(seen.transpose(1, 2).flatten(2))
-        gate, value = self.mlp_in(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.mlp_out(F.silu(gate) * value)
-
-    def forward(self, x: Tensor, angles: Tensor, mask: Tensor | None = None) -> Tensor:
-        k, v = self.keys_values(x, angles)
-        return self.attend(x, angles, k, v, mask, causal=False)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-class Blocks(nn.ModuleList):
-    """A list of blocks that says so to the type checker."""
-
-    def __init__(self, count: int, width: int, heads: int, hidden: int) -> None:
-        super().__init__(Block(width, heads, hidden) for _ in range(count))
-
-    def __iter__(self) -> Iterator[Block]:
-        return super().__iter__()  # type: ignore[return-value]
-
-
-def padding_mask(length: int, lengths: Tensor | None) -> Tensor | None:
-    """(B, 1, 1, L) positions to attend to, or None where no row has padding."""
-    if lengths is None or not bool((lengths < length).any()):
-        return None
-    return (torch.arange(length, device=lengths.device) < lengths[:, None])[:, None, None]
 
 
 class TrunkModule(Protocol):

@@ -18,19 +18,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from specmask.checks import whole
-from specmask.errors import UserError, unknown
+from specmask.checks import optional_package, whole
+from specmask.errors import UserError, first_line, unknown
+from specmask.models.blocks import Blocks, padding_mask, rotary_angles, unit
 from specmask.models.checkpoint import Model
-from specmask.models.hybrid import (
-    Blocks,
-    DraftNetwork,
-    Head,
-    HybridNetwork,
-    initialise,
-    padding_mask,
-    rotary_angles,
-    unit,
-)
+from specmask.models.hybrid import DraftNetwork, Head, HybridNetwork, initialise
 from specmask.models.vocabulary import Vocabulary, read_vocabulary
 
 Kind = Literal["masked", "decoder", "shifted-decoder"]
@@ -407,16 +399,11 @@ def load_trunk(
 
 
 def _load(source: str, kind: Kind, revision: str | None, trust_remote_code: bool) -> Any:
-    try:
-        from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-    except ImportError:
-        raise UserError(
-            "pretrained trunks need Transformers: pip install 'specmask[pretrained]'"
-        ) from None
-    auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
+    library = optional_package("transformers", "a pretrained trunk needs")
+    auto = library.AutoModelForMaskedLM if kind == "masked" else library.AutoModelForCausalLM
     try:
         with _quiet():
-            model, info = auto.from_pretrained(  # type: ignore[misc]
+            model, info = auto.from_pretrained(
                 source,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
@@ -424,9 +411,8 @@ def _load(source: str, kind: Kind, revision: str | None, trust_remote_code: bool
                 output_loading_info=True,
             )
     except Exception as error:  # every family and every missing file fails in its own way
-        text = str(error).strip()
-        first = text.splitlines()[0] if text else type(error).__name__
-        if "Unrecognized configuration class" in text:
+        first = first_line(error)
+        if "Unrecognized configuration class" in first:
             raise UserError(
                 f"{source} is not a {kind} language model that Transformers knows ({first[:120]}): "
                 "expected one of its MaskedLM family; for a decoder that looks both ways pass "

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from specmask.errors import UserError
+from specmask.errors import UserError, first_line
 
 _BRACKETS = {"[": "]", "<": ">"}
 
@@ -55,7 +55,7 @@ def read_vocabulary(
         )
     except Exception as error:  # each tokenizer fails in its own way
         raise UserError(
-            f"{where} has no tokenizer that loads ({_first_line(error)}): pass the folder or the "
+            f"{where} has no tokenizer that loads ({first_line(error)}): pass the folder or the "
             "vocab.txt of one as tokenizer"
         ) from None
     if len(found) <= len(set(found.all_special_ids)):  # made up, where no file was found
@@ -165,8 +165,3 @@ def _named(known: dict[str, int], names: Sequence[str], path: Path) -> int:
         if name in known:
             return known[name]
     raise UserError(f"{path} has no symbol [{names[0].upper()}]: expected a masked model's")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,264 @@
+"""`specmask adapt`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+
+import specmask
+from specmask.cli.options import given
+from specmask.cli.output import console, progress_bar
+from specmask.cli.train import TrainOptions
+from specmask.data.documents import documents
+from specmask.data.fasta import Record, read_fasta
+from specmask.data.sequences import SequenceBatches, SequenceStore, pack_sequences, split
+from specmask.data.token_ids import tokenize_corpus
+from specmask.errors import UserError
+from specmask.models.checkpoint import Model
+from specmask.models.hybrid import DraftNetwork
+from specmask.models.pretrained import Kind, from_pretrained_trunk
+from specmask.samplers import AnyOrder
+from specmask.training.config import TrainConfig
+from specmask.training.loop import train
+
+DEFAULTS = TrainConfig(
+    steps=1000,
+    batch_size=32,
+    lr=1e-3,
+    weight_decay=0.01,
+    warmup=50,
+    final_lr=0.05,
+    ema=0.99,
+    precision="bf16",
+    frozen_trunk=True,
+    eval_every=200,
+    eval_rows=128,
+    save_every=0,
+)
+FASTA = (".fa", ".fasta", ".faa", ".fas")
+_PACKED = ("", ".gz", ".xz")
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """Make a self-speculative model of a pretrained masked language model: a new head on it."""
+
+    model: tyro.conf.Positional[str]
+    """Name or folder of a masked language model of Transformers."""
+    data: str
+    """FASTA or text (.txt, .jsonl, .parquet), compressed or not; or self: rows that the model
+    itself draws, one position a pass, where its training data is not to be had. (required)"""
+    out: Path
+    """Folder of the run: data/, log.jsonl, checkpoints/, model/."""
+    tokenizer: str | None = None
+    """Name or folder to take the tokenizer from, or a vocab.txt, if the model has none."""
+    draft: Literal["block", "frozen"] = "block"
+    """block: a new bidirectional block before the prediction head, trained with the causal head;
+    frozen: the draft stays the pretrained model's."""
+    head: Literal["causal", "none"] = "causal"
+    """none: no causal head, the draft alone is adapted: the plain baseline on the same rows."""
+    draft_layers: int = 1
+    """New bidirectional blocks, with --draft block."""
+    head_layers: int = 1
+    """Causal blocks, with --head causal."""
+    kind: Kind = "masked"
+    """masked; decoder: a left-to-right network that looks both ways (LLaDA); shifted-decoder: one
+    whose output at a position predicts the next one (Dream)."""
+    length: int | None = None
+    """Longest row in tokens; default what the model takes."""
+    crop: bool = False
+    """Train on windows of rows that are longer, instead of refusing them."""
+    unknown: Literal["error", "drop"] = "error"
+    """A FASTA record with a residue that the model has no symbol for: refuse the file, or leave
+    out the record."""
+    self_rows: int = 1000
+    """With --data self: rows to draw."""
+    self_length: int | None = None
+    """With --data self: their length; default --length."""
+    self_batch: int = 32
+    """With --data self: rows in one pass."""
+    revision: str | None = None
+    """Revision of a model that is given by name."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+    resume: bool = False
+    """Continue from the newest sound checkpoint in --out."""
+    train: tyro.conf.OmitArgPrefixes[TrainOptions] = field(default_factory=TrainOptions)
+
+
+def run_adapt(args: Adapt) -> None:
+    """`specmask adapt`."""
+    settings = given(args.train)
+    if "steps" in settings:  # a short run warms up for a short while, unless it says otherwise
+        settings.setdefault("warmup", min(DEFAULTS.warmup, max(settings["steps"] // 10, 0)))
+    config = replace(DEFAULTS, **settings)
+    draft_layers = args.draft_layers if args.draft == "block" else 0
+    head_layers = args.head_layers if args.head == "causal" else 0
+    if not draft_layers and not head_layers:
+        raise UserError("--draft frozen with --head none leaves nothing to train")
+    model = from_pretrained_trunk(
+        args.model,
+        tokenizer=args.tokenizer,
+        kind=args.kind,
+        draft_layers=draft_layers,
+        head_layers=head_layers,
+        length=args.length,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+        seed=config.seed,
+    )
+    network = model.network
+    assert isinstance(network, DraftNetwork)
+    store = _rows(model, args, config.seed)
+    training, validation, _ = split(store, validation=0.02, test=0.02)
+    if not len(training) or not len(validation):
+        raise UserError(
+            f"{args.data} has {len(store)} rows: too few to hold out 2 % of them for validation"
+        )
+    crops = {"longest": network.length, "crop": args.crop}
+    batches = SequenceBatches(training, config.batch_size, config.seed, **crops)  # type: ignore[arg-type]
+    held_out = SequenceBatches(validation, min(config.eval_rows, len(validation)), 0, **crops)  # type: ignore[arg-type]
+    new = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    console.print(
+        f"{len(training):,} rows to train on; {new / 1e6:.1f} M new parameters on "
+        f"{network.trunk_layers - draft_layers} pretrained layers",
+        highlight=False,
+        soft_wrap=True,
+    )
+    folder = train(
+        network,
+        batches,
+        config,
+        args.out,
+        tokenizer=model.tokenizer,
+        validation=held_out(0),
+        resume=args.resume,
+        console=console,
+    )
+    console.print(
+        f"model saved in {folder}: specmask sample {folder}", markup=False, soft_wrap=True
+    )
+
+
+# ------------------------------------------------------------------------------------------ rows
+
+
+def _rows(model: Model, args: Adapt, seed: int) -> SequenceStore:
+    """The rows to train on, as ids on disk; made once in `out/data`."""
+    folder = args.out / "data"
+    if args.data == "self":
+        return _drawn_rows(model, args, folder, seed)
+    path = Path(args.data)
+    suffix = path.with_suffix("").suffix if path.suffix in _PACKED else path.suffix
+    if suffix in FASTA:
+        return _fasta_rows(model, args, path, folder)
+    assert model.tokenizer is not None
+    with progress_bar() as bar:
+        task = bar.add_task("tokenising")
+        found = tokenize_corpus(
+            documents(path),
+            model.tokenizer,
+            folder,
+            mode="rows",
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    assert found.offsets is not None
+    return SequenceStore.of_arrays(found.ids, found.offsets)
+
+
+def _fasta_rows(model: Model, args: Adapt, path: Path, folder: Path) -> SequenceStore:
+    symbols = residues(model)
+    alphabet = "".join(sorted(symbols))
+    table = np.zeros(128, dtype=np.uint16)
+    table[[ord(symbol) for symbol in alphabet]] = [symbols[symbol] for symbol in alphabet]
+    reader = read_fasta(path, alphabet, args.unknown)
+    if not folder.exists():  # another run of the same folder has packed them already
+        with progress_bar() as bar:
+            task = bar.add_task("reading", total=None)
+            pack_sequences(
+                reader,
+                lambda sequence: table[np.frombuffer(sequence.encode(), dtype=np.uint8)],
+                folder,
+                progress=lambda done: bar.update(task, completed=done),
+            )
+        if reader.dropped:
+            console.print(f"{reader.dropped:,} records left out: residues without a symbol")
+    return SequenceStore(folder)
+
+
+def residues(model: Model) -> dict[str, int]:
+    """The upper-case letters that a model can draw, and their ids.
+
+    Raises:
+        UserError: its symbols are not single letters, so that a FASTA is not for it.
+    """
+    assert model.tokenizer is not None
+    never = set(getattr(model.network, "config").forbidden)  # noqa: B009
+    vocabulary = model.tokenizer.get_vocab()
+    drawn = {name: number for name, number in vocabulary.items() if number not in never}
+    letters = {n: i for n, i in drawn.items() if len(n) == 1 and "A" <= n <= "Z"}
+    if len(letters) < 20 or any(len(name) > 1 for name in drawn):
+        raise UserError(
+            f"{model.name} reads {len(drawn)} symbols, not one a residue: expected a protein "
+            "model for a FASTA; pass text to a text model"
+        )
+    return letters
+
+
+def _drawn_rows(model: Model, args: Adapt, folder: Path, seed: int) -> SequenceStore:
+    """Rows of the model's own any-order law, drawn once: what is there is kept."""
+    length = args.self_length or model.network.length
+    file = args.out / "self.jsonl"
+    about = {"model": args.model, "length": length, "seed": seed, "rows": args.self_rows}
+    _draw(model, args, file, about)
+    if not folder.exists():
+        pack_sequences(
+            _read_drawn(file),
+            lambda text: np.array(text.split(), dtype=np.uint16),
+            folder,
+        )
+    return SequenceStore(folder)
+
+
+def _draw(model: Model, args: Adapt, file: Path, about: dict[str, object]) -> None:
+    """Add to a file of rows until all are there; a torn last line is drawn again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    lines = [line for line in lines if line.endswith("\n")]
+    header = json.dumps(about) + "\n"
+    if lines and lines[0] != header:
+        raise UserError(
+            f"{file} holds rows drawn with other settings ({lines[0].strip()}): choose another "
+            "--out, or the same settings"
+        )
+    file.write_text("".join(lines or [header]), encoding="utf-8")
+    done = max(len(lines) - 1, 0)
+    with progress_bar() as bar, file.open("a", encoding="utf-8") as out:
+        task = bar.add_task("drawing rows", total=args.self_rows, completed=done)
+        while done < args.self_rows:
+            rows = range(done, min(done + args.self_batch, args.self_rows))
+            drawn = specmask.sample(
+                model,
+                AnyOrder(),
+                length=int(str(about["length"])),
+                rows=rows,
+                seed=int(str(about["seed"])),
+                batch_size=args.self_batch,
+            )
+            out.writelines(json.dumps(row) + "\n" for row in drawn.tokens.tolist())
+            out.flush()
+            done = rows.stop
+            bar.update(task, completed=done)
+
+
+def _read_drawn(file: Path) -> Iterator[Record]:
+    with file.open(encoding="utf-8") as lines:
+        next(lines)
+        for number, line in enumerate(lines):
+            yield Record(str(number), "", " ".join(map(str, json.loads(line))), number + 2)
