@@ -308,12 +308,17 @@ def test_the_network_draws_what_its_enumeration_draws(name: str, head_layers: in
         assert torch.equal(getattr(slow, field), getattr(fast, field)), field
 
 
-def test_enough_rounds_draw_a_window_from_the_target() -> None:
-    """N ≥ D and a full window: p(x|σ) = Π_d p_0(d) (method.md §4)."""
-    log_p = table(1, 1.0, 1.0).log_p
-    assert log_p is not None
-    expected = log_p[:, 0].sum(-1).view(-1, len(ROWS))
-    got = scores(1, Speculative(FullWindow(), rounds=LENGTH)).log_prob
+@pytest.mark.parametrize("first", FIRST)
+def test_enough_rounds_draw_a_window_from_the_target(first: Any) -> None:
+    """N ≥ D and a full window: p(x|σ) = Π_d p_0(d), with p_0(0) := q_0(0) under accept
+    (method.md §4)."""
+    both = table(1, 1.0, 1.0)
+    assert both.log_p is not None
+    log_p = both.log_p[:, 0].clone()
+    if first == "accept":
+        log_p[:, 0] = both.log_q[:, 0, 0]
+    expected = log_p.sum(-1).view(-1, len(ROWS))
+    got = scores(1, Speculative(FullWindow(), rounds=LENGTH, first=first)).log_prob
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
 
 

@@ -39,5 +39,5 @@ def test_the_target_falls_below_the_draft_on_a_markov_chain() -> None:
         optimizer.zero_grad()
         terms.total.backward()
         optimizer.step()
-        gap.append(float(terms.draft_nll - terms.target_nll))
+        gap.append(float((terms.draft_nll - terms.target_nll).detach()))
     assert sum(gap[-50:]) / 50 > 0.03
