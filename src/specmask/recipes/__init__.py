@@ -31,8 +31,10 @@ def text8_small() -> Recipe:
     Command: specmask train text8-small --data FILE --out DIR
     Time: about an hour and a half on two idle CPU cores (bf16, compiled).
     Short rows first teach the head sooner, since it has fewer tokens to look through: begin with
-    `--length 64 --batch-size 64 --steps 600` and go on with `--init` from that model. How the
-    shipped weights were made, and what they reach, is on the model's card.
+    `--length 64 --batch-size 64 --steps 600` and go on with `--init` from that model, at a constant
+    rate (`--final-lr 1`) for as long as there is time and then 2000 steps that let it fall
+    (`--final-lr 0.01`). So made, on 48.5 M characters in all, the shipped weights reach 2.570 and
+    1.887 bits per character of draft and target on validation; every stage is on the model's card.
     """
     return Recipe(
         "text8-small",
