@@ -122,7 +122,7 @@ def test_the_page_replays_the_first_row_of_both(shown: tuple[Path, str]) -> None
     assert plain["title"] == "Plain masked diffusion"
     assert ours["title"] == "Self-speculation"
     model = specmask.load("text8-small")
-    sampler = specmask.Speculative(window=specmask.CosineWindow(0.05), rounds=2)
+    sampler = specmask.Speculative(window=specmask.CosineWindow(0.3), rounds=3)
     drawn = specmask.sample(model, sampler, rows=[0], seed=0)
     row = list(ours["start"])
     for step in ours["steps"]:

@@ -30,9 +30,9 @@ class DemoArgs:
     """Name of a shipped model."""
     num: int = 32
     """Samples by each of the two samplers."""
-    window: str = "cosine:0.05"
+    window: str = "cosine:0.3"
     """Window of the self-speculative sampler."""
-    rounds: int = 2
+    rounds: int = 3
     """Verify passes a trunk pass may make."""
     seed: int = 0
     """Names all random numbers."""
