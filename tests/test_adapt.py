@@ -16,7 +16,7 @@ from torch import nn
 
 import specmask
 from specmask.cli import main
-from specmask.data.fasta import AMINO_ACIDS
+from specmask.data.fasta import AMINO_ACIDS, read_fasta
 
 transformers = pytest.importorskip("transformers")
 
@@ -228,3 +228,23 @@ def test_a_text_model_takes_text(tmp_path: Path) -> None:
     out = specmask.sample(specmask.load(run / "model"), specmask.Speculative(), num=2, length=9)
     assert out.text is not None
     assert main([*command, "--data", str(copies(tmp_path / "x.fasta")), "--resume"]) == 2
+
+
+def test_sequences_come_out_as_fasta(protein_model: Path, tmp_path: Path) -> None:
+    """With the passes and settings in the header; and a canvas keeps what is given."""
+    data, run = copies(tmp_path / "copies.fasta", 200), tmp_path / "run"
+    assert adapt(protein_model, data, run, "--steps", 2) == 0
+    out = tmp_path / "drawn.fasta"
+    command = ["sample", str(run / "model"), "--num", "3", "--window", "full", "--seed", "5"]
+    assert main([*command, "--canvas", "AC__DE__", "--out", str(out)]) == 0
+    records = list(read_fasta(out))
+    model = specmask.load(run / "model")
+    canvas = torch.tensor([[5, 6, 4, 4, 7, 8, 4, 4]]).expand(3, -1)
+    sampler = specmask.Speculative(window=specmask.FullWindow())
+    drawn = specmask.sample(model, sampler, canvas=canvas, seed=5)
+    assert [record.sequence for record in records] == drawn.text
+    for record, nfe in zip(records, drawn.nfe.tolist(), strict=True):
+        assert record.sequence[:2] + record.sequence[4:6] == "ACDE"
+        assert f"nfe={nfe:.2f}" in record.description.split()
+        assert {"window=full", "rounds=1", "seed=5"} <= set(record.description.split())
+    assert main([*command, "--out", str(out)]) == 2  # it exists

@@ -16,9 +16,10 @@ from specmask.cli.options import given
 from specmask.cli.output import console, progress_bar
 from specmask.cli.train import TrainOptions
 from specmask.data.documents import documents
-from specmask.data.fasta import Record, read_fasta
+from specmask.data.fasta import FASTA, Record, read_fasta
 from specmask.data.sequences import SequenceBatches, SequenceStore, pack_sequences, split
 from specmask.data.token_ids import tokenize_corpus
+from specmask.data.tokenizers import single_characters
 from specmask.errors import UserError
 from specmask.models.checkpoint import Model
 from specmask.models.hybrid import DraftNetwork
@@ -41,7 +42,6 @@ DEFAULTS = TrainConfig(
     eval_rows=128,
     save_every=0,
 )
-FASTA = (".fa", ".fasta", ".faa", ".fas")
 _PACKED = ("", ".gz", ".xz")
 
 
@@ -200,13 +200,12 @@ def residues(model: Model) -> dict[str, int]:
     """
     assert model.tokenizer is not None
     never = set(getattr(model.network, "config").forbidden)  # noqa: B009
-    vocabulary = model.tokenizer.get_vocab()
-    drawn = {name: number for name, number in vocabulary.items() if number not in never}
-    letters = {n: i for n, i in drawn.items() if len(n) == 1 and "A" <= n <= "Z"}
-    if len(letters) < 20 or any(len(name) > 1 for name in drawn):
+    symbols = single_characters(model.tokenizer, never) or {}
+    letters = {name: number for name, number in symbols.items() if "A" <= name <= "Z"}
+    if len(letters) < 20:
         raise UserError(
-            f"{model.name} reads {len(drawn)} symbols, not one a residue: expected a protein "
-            "model for a FASTA; pass text to a text model"
+            f"the symbols of {model.name} are not single residues: expected a protein model for a "
+            "FASTA; pass text to a text model"
         )
     return letters
 

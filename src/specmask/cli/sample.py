@@ -22,7 +22,8 @@ from specmask.cli.options import (
     check_seed,
 )
 from specmask.cli.output import console, progress_bar, rows_file
-from specmask.data.tokenizers import alphabet_of, encode
+from specmask.data.fasta import FASTA, write_fasta
+from specmask.data.tokenizers import encode, single_characters
 from specmask.errors import UserError
 from specmask.training.loop import versions
 
@@ -34,7 +35,8 @@ class Sample:
     model: tyro.conf.Positional[str]
     """Name of a shipped model (text8-small) or a model folder."""
     out: Path | None = None
-    """JSONL file to write, row by row; without it the text is printed."""
+    """JSONL file to write, row by row, or FASTA by its name (.fasta, .fa); without it the text is
+    printed."""
     num: int = 16
     """Samples."""
     length: int | None = None
@@ -73,6 +75,10 @@ def run_sample(args: Sample) -> None:
                 f"{line['verify_passes']} verify passes, {line['seconds']:.2f} s",
                 style="dim",
             )
+        return
+    if args.out.suffix in FASTA:
+        written = write_fasta(args.out, map(_fasta_record, lines), args.overwrite)
+        console.print(f"{written} sequences in {args.out}", markup=False, soft_wrap=True)
         return
     first = next(lines)  # so that whatever a sampler refuses is refused before --out is touched
     with rows_file(args.out) as file:
@@ -145,6 +151,22 @@ def _sample_rows(
                 }
 
 
+def _fasta_record(line: dict[str, Any]) -> tuple[str, str, dict[str, object]]:
+    """Name, sequence, and a header that says how it was made and in how many passes."""
+    if line["text"] is None:
+        raise UserError(f"{line['model']} has no tokenizer, so there is no sequence for a FASTA")
+    passes = {name: line[name] for name in ("trunk_passes", "verify_passes")}
+    facts = {
+        "model": Path(line["model"]).name,
+        "sampler": line["sampler"],
+        **line["settings"],
+        "seed": line["seed"],
+        "nfe": f"{line['nfe']:.2f}",
+        **passes,
+    }
+    return f"row{line['row']}", line["text"], facts
+
+
 def _shown(line: dict[str, Any]) -> str:
     """The text of a sample; its token numbers where the model has no tokenizer."""
     return " ".join(map(str, line["tokens"])) if line["text"] is None else line["text"]
@@ -154,8 +176,9 @@ def _parse_canvas(model: specmask.Model, canvas: str, mask: str) -> torch.Tensor
     """(1, L) tokens from text in which `mask` marks the free positions."""
     if model.tokenizer is None:
         raise UserError(f"{model.name} has no tokenizer, so --canvas cannot be read")
-    alphabet = alphabet_of(model.tokenizer)
-    if alphabet is None:  # which tokens are free would hang on what the masks are filled with
+    never = getattr(getattr(model.network, "config", None), "forbidden", ())
+    symbols = single_characters(model.tokenizer, never)
+    if symbols is None:  # which tokens are free would hang on what the masks are filled with
         raise UserError(
             f"--canvas: a token of {model.name} may be several symbols, so a mask has no place of "
             "its own; use a model of single characters, or specmask.sample with a canvas of tokens"
@@ -165,6 +188,6 @@ def _parse_canvas(model: specmask.Model, canvas: str, mask: str) -> torch.Tensor
             f"--canvas has {len(canvas)} symbols, the model takes at most {model.network.length}"
         )
     # Masks become some symbol, so that an error's offset is that in the canvas as it was typed.
-    known = encode(model.tokenizer, canvas.replace(mask, alphabet[0]), "--canvas")
+    known = encode(model.tokenizer, canvas.replace(mask, min(symbols)), "--canvas")
     free = torch.tensor([[symbol == mask for symbol in canvas]])
     return torch.as_tensor(known.astype("int64")).masked_fill(free, model.network.mask_id)

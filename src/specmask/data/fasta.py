@@ -20,6 +20,8 @@ from specmask.errors import unknown as not_among
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 """The twenty standard residues."""
 
+FASTA = (".fa", ".fasta", ".faa", ".fas")
+"""How the name of a FASTA file ends."""
 FREE = "-X_?"
 """What marks a free position in a template."""
 

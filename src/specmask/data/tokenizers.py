@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,13 @@ def alphabet_of(tokenizer: Tokenizer) -> str | None:
     # Only what we would build ourselves may take the fast path: no normaliser, no padding, ….
     same = character_tokenizer(alphabet).to_str() == tokenizer.to_str()
     return alphabet if same else None
+
+
+def single_characters(tokenizer: Tokenizer, never: Collection[int] = ()) -> dict[str, int] | None:
+    """Character → id, if every symbol but those in `never` is one character; else None."""
+    vocabulary = tokenizer.get_vocab()
+    drawn = {name: number for name, number in vocabulary.items() if number not in set(never)}
+    return drawn if drawn and all(len(name) == 1 for name in drawn) else None
 
 
 def encode(tokenizer: Tokenizer, text: str, where: str = "text") -> NDArray[np.unsignedinteger]:
