@@ -20,12 +20,8 @@ import specmask
 from specmask import Ancestral, AnyOrder, CosineWindow, FullWindow, Speculative, UserError
 from specmask.models.checkpoint import Model
 from specmask.models.hybrid import DraftNetwork, HybridNetwork
-from specmask.models.pretrained import (
-    PretrainedConfig,
-    PretrainedTrunk,
-    build_network,
-    from_pretrained_trunk,
-)
+from specmask.models.pretrained import from_pretrained_trunk
+from specmask.models.pretrained_trunk import PretrainedConfig, PretrainedTrunk, build_network
 from specmask.training.loss import loss_terms
 
 transformers = pytest.importorskip("transformers")

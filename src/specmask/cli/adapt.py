@@ -23,7 +23,8 @@ from specmask.data.tokenizers import single_characters
 from specmask.errors import UserError
 from specmask.models.checkpoint import Model
 from specmask.models.hybrid import DraftNetwork
-from specmask.models.pretrained import Kind, from_pretrained_trunk
+from specmask.models.pretrained import from_pretrained_trunk
+from specmask.models.pretrained_trunk import Kind
 from specmask.samplers import AnyOrder
 from specmask.training.config import TrainConfig
 from specmask.training.loop import train

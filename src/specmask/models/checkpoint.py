@@ -232,7 +232,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _build(folder: Path, config: dict[str, Any], trunk: str | Path | None) -> DraftNetwork:
     """The network of a folder, its own weights not yet loaded."""
     if config["architecture"] == "pretrained":
-        from specmask.models.pretrained import PretrainedConfig, load_trunk
+        from specmask.models.pretrained import load_trunk
+        from specmask.models.pretrained_trunk import PretrainedConfig
 
         return load_trunk(_network_config(folder, config, PretrainedConfig), trunk)
     if trunk is not None:
