@@ -18,7 +18,8 @@ from tokenizers.pre_tokenizers import Split
 
 import specmask
 from oracle import tiny_network
-from specmask import FullWindow, HybridTransformer, Speculative, UserError
+from refusal import refuse
+from specmask import FullWindow, HybridTransformer, Speculative
 from specmask.models import checkpoint
 from specmask.models.checkpoint import file_sha256, write_folder
 
@@ -38,17 +39,6 @@ def tokenizer() -> Tokenizer:
 def folder(tmp_path: Path) -> Path:
     specmask.save(tmp_path / "model", network(), tokenizer(), "# A card\n")
     return tmp_path / "model"
-
-
-def refuse(action: Callable[[], object], *expected: str) -> None:
-    """`action` raises a UserError of one line that holds all the `expected` words."""
-    with pytest.raises(UserError) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert 10 < len(message) < 400
-    for word in expected:
-        assert word in message
 
 
 def rehash(folder: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import specmask
+from refusal import refuse
 from specmask import Ancestral, AnyOrder, CosineWindow, FullWindow, Speculative, UserError
 from specmask.models.checkpoint import Model
 from specmask.models.hybrid import DraftNetwork, HybridNetwork
@@ -475,16 +476,6 @@ def test_another_model_of_the_same_shape_is_refused(bert: Path, tmp_path: Path) 
 
 
 # ---------------------------------------------------------------------------------- what is refused
-
-
-def refuse(action: Callable[[], object], *expected: str) -> None:
-    with pytest.raises(UserError) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert 10 < len(message) < 500
-    for word in expected:
-        assert word in message
 
 
 def test_not_a_masked_language_model(tmp_path: Path) -> None:

@@ -27,6 +27,11 @@ def unit(x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
+def root_mean_square(x: Tensor) -> Tensor:
+    """(..., C) → (..., 1), the scale in which a change to hidden states is measured."""
+    return x.square().mean(-1, keepdim=True).sqrt()
+
+
 class RMSNorm(nn.RMSNorm):
     """RMSNorm whose gain follows its input's type, so that the fused kernel serves bf16 too."""
 

@@ -19,6 +19,7 @@ from specmask.models.blocks import (
     Blocks,
     RMSNorm,
     padding_mask,
+    root_mean_square,
     rotary_angles,
     unit,
 )
@@ -195,7 +196,7 @@ class Head(nn.Module):
         The head's part is measured in h's own root mean square, which is one in our trunk and
         whatever it may be in a pretrained one.
         """
-        y = self.out(x) * here.square().mean(-1, keepdim=True).sqrt()
+        y = self.out(x) * root_mean_square(here)
         return self.norm(y + here if self.residual else y)
 
 

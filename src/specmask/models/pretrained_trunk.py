@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from specmask.checks import whole
 from specmask.errors import unknown
-from specmask.models.blocks import Blocks, padding_mask, rotary_angles, unit
+from specmask.models.blocks import Blocks, padding_mask, root_mean_square, rotary_angles, unit
 from specmask.models.hybrid import DraftNetwork, Head, HybridNetwork, initialise
 
 Kind = Literal["masked", "decoder", "shifted-decoder"]
@@ -109,7 +109,7 @@ class DraftBlocks(nn.Module):
         mask = padding_mask(hidden.shape[1], lengths)
         for block in self.blocks:
             x = block(x, angles, mask)
-        return hidden + hidden.square().mean(-1, keepdim=True).sqrt() * self.out(unit(x))
+        return hidden + root_mean_square(hidden) * self.out(unit(x))
 
 
 class PretrainedTrunk(nn.Module):

@@ -68,7 +68,9 @@ def read_vocabulary(
         )
     before, after = _frame(found, where)
     size = len(found)
-    special = {*found.all_special_ids, *(i for i in range(size) if _is_bracketed(found, i))}
+    names = found.convert_ids_to_tokens(list(range(size)))
+    bracketed = (i for i, name in enumerate(names) if _bracketed(name or ""))
+    special = {*found.all_special_ids, *bracketed}
     pad = found.mask_token_id if found.pad_token_id is None else found.pad_token_id
     return Vocabulary(
         _backend(found, where), found.mask_token_id, pad, before, after, tuple(sorted(special))
@@ -90,12 +92,6 @@ def _frame(tokenizer: Any, where: str) -> tuple[tuple[int, ...], tuple[int, ...]
     raise UserError(f"cannot tell what the tokenizer of {where} puts around a row")
 
 
-def _is_bracketed(tokenizer: Any, index: int) -> bool:
-    """<null_1>, [unused7]: symbols that no text holds."""
-    name = tokenizer.convert_ids_to_tokens(index) or ""
-    return len(name) > 2 and _BRACKETS.get(name[0]) == name[-1]
-
-
 def _backend(tokenizer: Any, where: str) -> Tokenizer:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = {str(k): int(v) for k, v in tokenizer.get_vocab().items()}
@@ -115,6 +111,7 @@ def _unknown(tokenizer: Any) -> str | None:
 
 
 def _bracketed(name: str) -> bool:
+    """<null_1>, [unused7]: symbols that no text holds."""
     return len(name) > 2 and _BRACKETS.get(name[0]) == name[-1]
 
 

@@ -1,4 +1,4 @@
-"""`python -m specmask.cli`."""
+"""`python -m specmask`."""
 
 import sys
 
