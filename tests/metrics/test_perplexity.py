@@ -81,6 +81,21 @@ def test_without_a_begin_token_the_first_token_is_not_scored() -> None:
     assert report.texts_nll[0] == pytest.approx(sum(by_hand(model, [1, 2, 3])) / 2, abs=1e-5)
 
 
+@pytest.mark.parametrize("begin", [True, False])
+def test_a_prompt_is_read_and_not_scored(begin: bool) -> None:
+    model = gpt2()
+    tokenizer = begin_tokenizer() if begin else plain_tokenizer()
+    report = generative_perplexity(["a b c"], [[1, 2, 3]], model, tokenizer, prompt="g f ")
+    nll = by_hand(model, [*([0] if begin else []), 7, 6, 1, 2, 3])[-3:]
+    assert report.texts_tokens == (3,)
+    assert report.texts_nll[0] == pytest.approx(sum(nll) / 3, abs=1e-5)
+
+
+def test_a_prompt_that_fills_the_context_is_refused() -> None:
+    with pytest.raises(UserError, match="prompt takes 16 tokens, the context has 16"):
+        generative_perplexity(["a"], [[1]], gpt2(), plain_tokenizer(), prompt="a " * CONTEXT)
+
+
 def test_texts_weigh_by_their_tokens_and_the_error_is_the_delta_methods() -> None:
     model = gpt2()
     texts = ["a b c", "g", "e d"]

@@ -50,6 +50,7 @@ def test_schedule_of_degenerate_runs_stays_in_range(steps: int, warmup: int) -> 
         {"ema": math.nan},
         {"precision": "fp16"},
         {"optimizer": "adam"},
+        {"revealed": "cosine"},
         {"muon_lr": 0.0},
         {"compile": 1},
         {"frozen_trunk": "yes"},

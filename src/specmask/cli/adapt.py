@@ -38,6 +38,7 @@ DEFAULTS = TrainConfig(
     final_lr=0.05,
     ema=0.99,
     precision="bf16",
+    revealed="log",
     frozen_trunk=True,
     eval_every=200,
     eval_rows=128,

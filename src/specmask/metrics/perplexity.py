@@ -88,6 +88,7 @@ def generative_perplexity(
     tokens: Sequence[Sequence[int]] | Tensor,
     judge: Any,
     tokenizer: Any = None,
+    prompt: str = "",
     batch_size: int = 8,
     context: int | None = None,
     stride: int | None = None,
@@ -108,6 +109,8 @@ def generative_perplexity(
         tokens: the same samples as the sampler's own tokens, rows or (B, L), for the entropy.
         judge: what `load_judge` gives, or its name or folder, or a causal model of Transformers.
         tokenizer: of Transformers or tokenizers; needed if `judge` is a model.
+        prompt: what the judge reads before each text and does not score, as the tags of a
+            conditional model ("[HEAVY][HUMAN]" of IgLM).
         batch_size: windows at a time; the result does not depend on it.
         context: tokens a window holds, at least 2; default and most, those of the judge's
             `max_position_embeddings`; unlimited if its configuration has none.
@@ -136,21 +139,26 @@ def generative_perplexity(
     context = _context(model, context)
     with _evaluating(model), torch.inference_mode():
         _check_causal(model)
-        rows = _rows(texts, tokenizer, model.get_input_embeddings().weight.shape[0])
+        rows, first = _rows(texts, tokenizer, prompt, model.get_input_embeddings().weight.shape[0])
         if context is None:  # one window holds any text
             context = max(len(row) for row in rows)
             stride = None
         stride = context // 2 if stride is None else stride
         if not 1 <= stride < context:
             raise UserError(f"stride={stride}: expected 1 to {context - 1}, context − 1")
-        nll = _score(model, rows, context, stride, batch_size, progress)
+        if first >= context:
+            raise UserError(
+                f"the prompt takes {first} tokens, the context has {context}: expected room for "
+                "the text; shorten the prompt"
+            )
+        nll = _score(model, rows, first, context, stride, batch_size, progress)
     if not all(map(math.isfinite, nll)):
         k = [math.isfinite(value) for value in nll].index(False)
         raise UserError(
             f"text {k}: the judge's negative log-likelihood is {nll[k]}; load the judge in "
             "float32, as load_judge does"
         )
-    counts = [len(row) - 1 for row in rows]
+    counts = [len(row) - first for row in rows]
     mean = ratio(nll, counts)
     perplexity = math.exp(mean.mean)
     return JudgeReport(
@@ -179,14 +187,21 @@ def _parts(judge: Any, tokenizer: Any) -> tuple[Any, Any]:
     return judge, tokenizer
 
 
-def _rows(texts: Sequence[str], tokenizer: Any, size: int) -> list[list[int]]:
-    """Of each text, a first token that is not scored and those that are."""
+def _rows(
+    texts: Sequence[str], tokenizer: Any, prompt: str, size: int
+) -> tuple[list[list[int]], int]:
+    """The tokens of each text behind those of the prompt, and how many of a row are not scored."""
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
     begin = getattr(tokenizer, "bos_token_id", None)
+    before = [*([] if begin is None else [begin]), *ids(prompt)]
+    first = max(1, len(before))  # nothing predicts a row's first token
     rows = []
     for k, text in enumerate(texts):
-        row = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        row = row if begin is None else [begin, *row]
-        if len(row) < 2:
+        row = before + ids(text)
+        if len(row) <= first:
             raise UserError(
                 f"text {k} ({text[:20]!r}) has no token to score: expected some text; leave it out"
             )
@@ -196,7 +211,7 @@ def _rows(texts: Sequence[str], tokenizer: Any, size: int) -> list[list[int]]:
                 "the judge's own tokenizer"
             )
         rows.append(row)
-    return rows
+    return rows, first
 
 
 def _context(model: Any, context: int | None) -> int | None:
@@ -209,9 +224,9 @@ def _context(model: Any, context: int | None) -> int | None:
     return context
 
 
-def _windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, first scored) of each window; every position but 0 is scored once."""
-    scored = 1
+def _windows(length: int, first: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """(start, end, first scored) of each window; every position from `first` is scored once."""
+    scored = first
     for start in range(0, length, stride):
         end = min(start + context, length)
         yield start, end, scored
@@ -223,6 +238,7 @@ def _windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int,
 def _score(
     model: Any,
     rows: Sequence[Sequence[int]],
+    first: int,
     context: int,
     stride: int,
     batch_size: int,
@@ -230,12 +246,14 @@ def _score(
 ) -> list[float]:
     """Σ nll of each row."""
     windows = [
-        (k, *window) for k, row in enumerate(rows) for window in _windows(len(row), context, stride)
+        (k, *window)
+        for k, row in enumerate(rows)
+        for window in _windows(len(row), first, context, stride)
     ]
     windows.sort(key=lambda window: window[1] - window[2])  # the longest first, to pad little
     parts: list[list[float]] = [[] for _ in rows]
-    for first in range(0, len(windows), batch_size):
-        batch = windows[first : first + batch_size]
+    for at in range(0, len(windows), batch_size):
+        batch = windows[at : at + batch_size]
         pieces = [torch.tensor(rows[k][start:end]) for k, start, end, _ in batch]
         ids = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True).to(model.device)
         lengths = torch.tensor([len(piece) for piece in pieces], device=model.device)
@@ -247,7 +265,7 @@ def _score(
             laws = row[scored - start - 1 : end - start - 1].float().log_softmax(-1)
             parts[k].append(-float(laws.gather(-1, targets[:, None]).double().sum()))
         if progress is not None:
-            progress(first + len(batch), len(windows))
+            progress(at + len(batch), len(windows))
     return [math.fsum(values) for values in parts]
 
 

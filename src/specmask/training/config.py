@@ -9,6 +9,7 @@ from specmask.errors import UserError, unknown
 
 PRECISIONS = ("fp32", "bf16")
 OPTIMIZERS = ("adamw", "muon")
+REVEALED = ("uniform", "log")
 
 CADENCE = frozenset(
     {"log_every", "eval_every", "save_every", "save_every_seconds", "keep", "compile"}
@@ -52,6 +53,10 @@ class TrainConfig:
     """Peak learning rate of Muon, scaled by max(1, rows/columns)^½ for each matrix."""
     compile: bool = False
     """Compile the training step with torch.compile (slow start, faster steps)."""
+    revealed: str = "uniform"
+    """How many tokens of a training row are revealed: uniform (the paper's), or log, uniform in
+    log(1 + i). Where a few tokens decide the row, as in proteins of one family, that is where
+    the head has most to learn, and uniform shows it too seldom. Validation is always uniform."""
     frozen_trunk: bool = False
     """Train the causal head alone; the trunk stays as it is."""
     seed: int = 0
@@ -89,6 +94,8 @@ class TrainConfig:
             raise unknown("precision", self.precision, PRECISIONS)
         if self.optimizer not in OPTIMIZERS:
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
+        if self.revealed not in REVEALED:
+            raise unknown("revealed", self.revealed, REVEALED)
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"batch_size {self.batch_size} is not a multiple of accumulation "

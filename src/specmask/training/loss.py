@@ -43,15 +43,22 @@ class LossTerms:
 
 
 def draw_masks(
-    seed: int, step: int, lengths: Int64[Tensor, "rows"], width: int
+    seed: int,
+    step: int,
+    lengths: Int64[Tensor, "rows"],
+    width: int,
+    revealed: str = "uniform",
 ) -> tuple[Int64[Tensor, "rows length"], Int64[Tensor, "rows"]]:
     """Uniform orders σ and low-discrepancy numbers of revealed ranks i for one batch.
 
     A pure function of its arguments, so a resumed run needs no random state. The i of a batch
-    are one uniform shifted by k/B around the circle: each is uniform on 0..D−1, together even.
+    come from one uniform shifted by k/B around the circle: each has its law, together even.
 
     Args:
         seed, step: name the batch. lengths: (B,) tokens of each row. width: L, the padded length.
+        revealed: "uniform" on 0..D−1, whose loss is the bound (method.md §3); or "log", uniform in
+            log(i + 1): for training only. Every i has its own two conditionals to learn, so what
+            is best does not depend on how often each i is seen; how soon it is found does.
 
     Returns:
         order (B, L) and revealed (B,) with 0 ≤ i < D.
@@ -62,7 +69,8 @@ def draw_masks(
     order = order_by(keys, torch.zeros_like(keys, dtype=torch.bool), lengths)
     shift = uniform(seed, torch.zeros_like(rows), 0, Purpose.TRAIN_REVEALED, step)
     circle = (shift + rows.double() / len(rows)) % 1.0
-    return order, torch.minimum((circle * lengths).long(), lengths - 1)
+    many = circle * lengths if revealed == "uniform" else (lengths + 1.0) ** circle - 1
+    return order, torch.minimum(many.long(), lengths - 1)
 
 
 def loss_terms(

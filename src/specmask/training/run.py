@@ -92,7 +92,7 @@ class Run:
         tokens, lengths = tokens_and_lengths(validation)
         tokens = tokens[: self.config.eval_rows]
         lengths = None if lengths is None else lengths[: self.config.eval_rows]
-        order, revealed = _masks(VALIDATION_SEED, 0, tokens, lengths)
+        order, revealed = _masks(VALIDATION_SEED, 0, tokens, lengths, "uniform")
         chunk = self.config.batch_size // self.config.accumulation
         total = torch.zeros(2, dtype=torch.float64)
         self.network.eval()
@@ -164,8 +164,9 @@ class Run:
         torch.manual_seed(
             (self.config.seed << 40) + (self.step << 10) + self.accelerator.process_index
         )
-        order, revealed = _masks(self.config.seed, self.step, tokens, lengths)
-        parts = self.config.accumulation
+        config = self.config
+        order, revealed = _masks(config.seed, self.step, tokens, lengths, config.revealed)
+        parts = config.accumulation
         stride = parts * self.accelerator.num_processes
         terms = torch.zeros(2, device=self.device)
         for micro in range(parts):
@@ -245,7 +246,9 @@ def versions() -> dict[str, str]:
     return {"specmask": own, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def _masks(seed: int, step: int, tokens: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+def _masks(
+    seed: int, step: int, tokens: Tensor, lengths: Tensor | None, law: str
+) -> tuple[Tensor, Tensor]:
     rows, longest = tokens.shape
     full = torch.full((rows,), longest)
-    return draw_masks(seed, step, full if lengths is None else lengths, longest)
+    return draw_masks(seed, step, full if lengths is None else lengths, longest, law)
