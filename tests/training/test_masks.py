@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from oracle import FALSE_ALARM, chi_square
 
+from oracle import FALSE_ALARM, chi_square
 from specmask.training.loss import draw_masks
 
 LENGTH, STEPS = 7, 4000
