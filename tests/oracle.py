@@ -44,6 +44,7 @@ def tiny_network(
     dtype: torch.dtype = torch.float64,
     residual: bool = True,
     tie_embeddings: bool = True,
+    dropout: float = 0.0,
 ) -> HybridTransformer:
     """A `HybridTransformer` with random weights, by default V = 3, D = 5, float64."""
     config = HybridConfig(
@@ -56,6 +57,7 @@ def tiny_network(
         mlp_hidden=2 * width,
         residual=residual,
         tie_embeddings=tie_embeddings,
+        dropout=dropout,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -17,7 +17,7 @@ VOCAB, LENGTH, ROWS = 7, 9, 6
 heads = pytest.mark.parametrize("head_layers", [1, 2])
 
 
-def network_of(head_layers: int, **settings: bool) -> HybridTransformer:
+def network_of(head_layers: int, **settings: float) -> HybridTransformer:
     return tiny_network(
         head_layers, vocab_size=VOCAB, length=LENGTH, width=16, scale=0.4, seed=3, **settings
     )
@@ -294,9 +294,28 @@ def test_gradients_reach_every_weight() -> None:
         ({"head_layers": 0}, "head_layers=0"),
         ({"trunk_layers": -1}, "trunk_layers=-1"),
         ({"width": 18}, "divisible by 4·heads = 8"),
+        ({"dropout": 1.0}, r"dropout=1\.0: expected at least 0 and below 1"),
+        ({"dropout": -0.1}, r"dropout=-0\.1"),
+        ({"dropout": float("nan")}, "dropout=nan"),
     ],
 )
-def test_bad_sizes_are_refused(change: dict[str, int], expected: str) -> None:
+def test_bad_sizes_are_refused(change: dict[str, float], expected: str) -> None:
     sizes = {"vocab_size": 5, "length": 8, "width": 16, "heads": 2, "trunk_layers": 1}
     with pytest.raises(UserError, match=expected):
         HybridConfig(**{**sizes, **change})
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    """In both parts; and without it, training mode computes the same bits as evaluation."""
+    tokens, order, revealed = rows()
+    seen = masked(tokens, order, revealed, VOCAB)
+    plain, dropped = network_of(1), network_of(1, dropout=0.5)
+    expected = plain.eval().features(seen, tokens, order)
+    assert all(map(torch.equal, dropped.eval().features(seen, tokens, order), expected))
+    assert all(map(torch.equal, plain.train().features(seen, tokens, order), expected))
+    draft, target = dropped.train().features(seen, tokens, order)
+    assert not torch.allclose(draft, expected[0])
+    dropped.trunk.eval()
+    draft, target = dropped.features(seen, tokens, order)
+    assert torch.equal(draft, expected[0])
+    assert not torch.allclose(target, expected[1])

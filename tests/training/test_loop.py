@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from safetensors.torch import load_file
 
 from specmask.errors import UserError
 from specmask.models.checkpoint import load
-from specmask.training import checkpoints, optimizers
+from specmask.training import checkpoints, loop, optimizers
 from specmask.training.checkpoints import TENSOR_FILES, newest
+from specmask.training.checks import identify
 from specmask.training.config import lr_factor
 from specmask.training.export import export
 from specmask.training.log import TIMINGS
@@ -304,6 +306,24 @@ def test_changed_data_is_refused(whole_run: Path, make_network, batches, make_co
 def test_cadence_may_change(whole_run: Path, make_network, batches, make_config) -> None:
     config = make_config(log_every=1, eval_every=3, save_every=1, save_every_seconds=9.0, keep=5)
     assert train(make_network(), batches, config, whole_run, resume=True) == whole_run / "model"
+
+
+def test_a_run_of_an_earlier_version_goes_on(
+    tmp_path: Path, make_network, batches, make_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wrote down nothing of settings that came later, and did what was then the only way."""
+
+    def earlier(*args: Any) -> dict[str, Any]:
+        identity = identify(*args)
+        del identity["config"]["revealed"], identity["network"]["dropout"]
+        return identity
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "identify", earlier)
+        train(make_network(), batches, make_config(), tmp_path / "run")
+    train(make_network(), batches, make_config(), tmp_path / "run", resume=True)
+    with pytest.raises(UserError, match=r"config\.revealed \(was uniform, now log\)"):
+        train(make_network(), batches, make_config(revealed="log"), tmp_path / "run", resume=True)
 
 
 def test_a_folder_with_a_run_needs_resume(

@@ -43,9 +43,10 @@ class RMSNorm(nn.RMSNorm):
 class Block(nn.Module):
     """Pre-norm transformer block with rotary attention and a gated MLP, no biases."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
+        self.dropout = nn.Dropout(dropout)  # of what a branch adds to the residual stream
         self.attention_norm = RMSNorm(width, eps=1e-6)
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
@@ -65,9 +66,9 @@ class Block(nn.Module):
         """The block's output for (B, K, C) tracks that look at the given keys and values."""
         q = rotate(self._split(self.query(self.attention_norm(x))), angles)
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        x = x + self.attention_out(seen.transpose(1, 2).flatten(2))
+        x = x + self.dropout(self.attention_out(seen.transpose(1, 2).flatten(2)))
         gate, value = self.mlp_in(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.mlp_out(F.silu(gate) * value)
+        return x + self.dropout(self.mlp_out(F.silu(gate) * value))
 
     def forward(self, x: Tensor, angles: Tensor, mask: Tensor | None = None) -> Tensor:
         k, v = self.keys_values(x, angles)
@@ -80,8 +81,10 @@ class Block(nn.Module):
 class Blocks(nn.ModuleList):
     """A list of blocks that says so to the type checker."""
 
-    def __init__(self, count: int, width: int, heads: int, hidden: int) -> None:
-        super().__init__(Block(width, heads, hidden) for _ in range(count))
+    def __init__(
+        self, count: int, width: int, heads: int, hidden: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__(Block(width, heads, hidden, dropout) for _ in range(count))
 
     def __iter__(self) -> Iterator[Block]:
         return super().__iter__()  # type: ignore[return-value]

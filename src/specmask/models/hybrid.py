@@ -30,7 +30,8 @@ class HybridConfig:
     """Sizes of a `HybridTransformer`.
 
     Raises:
-        UserError: a size below 1, or a width that the heads do not divide into fours.
+        UserError: a size below 1, a width that the heads do not divide into fours, or a dropout
+            outside [0, 1).
     """
 
     vocab_size: int
@@ -52,6 +53,9 @@ class HybridConfig:
     """Add the trunk's output at the predicted position to the head's (paper, Table 1)."""
     tie_embeddings: bool = True
     """Unembed with the embedding matrix."""
+    dropout: float = 0.0
+    """Probability, from 0 to below 1, that training drops a channel of what an attention or an MLP
+    adds to the residual stream."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "length", "width", "heads", "trunk_layers", "head_layers"):
@@ -66,6 +70,8 @@ class HybridConfig:
                 f"width={self.width} with heads={self.heads}: expected a width divisible by "
                 f"4·heads = {4 * self.heads}"
             )
+        if isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout}: expected at least 0 and below 1")
 
     @property
     def hidden(self) -> int:
@@ -103,7 +109,9 @@ class Trunk(nn.Module):
         super().__init__()
         self.pairs = config.width // config.heads // 2
         self.embed = nn.Embedding(config.vocab_size + 1, config.width)
-        self.blocks = Blocks(config.trunk_layers, config.width, config.heads, config.hidden)
+        self.blocks = Blocks(
+            config.trunk_layers, config.width, config.heads, config.hidden, config.dropout
+        )
         self.norm = RMSNorm(config.width, eps=1e-6)
         self.unembed = (
             None
@@ -155,13 +163,21 @@ class Head(nn.Module):
     """Causal blocks over tracks along σ; the track of rank d predicts rank d (method.md §2)."""
 
     def __init__(
-        self, width: int, heads: int, layers: int, hidden: int, *, residual: bool, norm: bool = True
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        hidden: int,
+        *,
+        residual: bool,
+        norm: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.pairs = width // heads // 4
         self.start = nn.Parameter(torch.zeros(2 * width))
         self.combine = nn.Linear(3 * width, width, bias=False)
-        self.blocks = Blocks(layers, width, heads, hidden)
+        self.blocks = Blocks(layers, width, heads, hidden, dropout)
         self.out = nn.Linear(width, width, bias=False)
         # A pretrained trunk's prediction head begins with norms of its own.
         self.norm = RMSNorm(width, eps=1e-6) if norm else nn.Identity()
@@ -406,6 +422,7 @@ class HybridTransformer(HybridNetwork):
             Head(
                 *(config.width, config.heads, config.head_layers, config.hidden),
                 residual=config.residual,
+                dropout=config.dropout,
             ),
             config=config,
             vocab_size=config.vocab_size,

@@ -21,6 +21,9 @@ from specmask.training.config import CADENCE, TrainConfig
 from specmask.training.ema import trained
 from specmask.training.loss import Rows, tokens_and_lengths
 
+LATER_FIELDS = {"revealed": "uniform", "dropout": 0.0}
+"""Settings that runs of earlier versions did not write down, and what those runs did."""
+
 
 def check_input(
     network: DraftNetwork, first: Rows, config: TrainConfig, validation: Rows | None
@@ -76,8 +79,9 @@ def _check_same(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     for section, now in identity.items():
         then = checkpoint.state[section]
         for key in sorted(now.keys() | then.keys()):
-            if then.get(key) != now.get(key) and not (section == "config" and key in CADENCE):
-                differing.append(f"{section}.{key} (was {then.get(key)}, now {now.get(key)})")
+            before = then.get(key, LATER_FIELDS.get(key))
+            if before != now.get(key) and not (section == "config" and key in CADENCE):
+                differing.append(f"{section}.{key} (was {before}, now {now.get(key)})")
     if differing:
         raise UserError(
             f"{checkpoint.folder} belongs to a different run: {', '.join(differing)}. Resume with "
