@@ -29,6 +29,15 @@ def _is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
+def thin(points: Sequence[Point], ratio: float = 1.15) -> list[Point]:
+    """Points by rising NFE, each at least `ratio` times as dear as the one before it."""
+    kept: list[Point] = []
+    for point in points:
+        if not kept or point["nfe"] >= ratio * kept[-1]["nfe"]:
+            kept.append(point)
+    return kept
+
+
 def cost_at(plain: Sequence[Point], quality: str, sign: int, wanted: float) -> float:
     """NFE at which the frontier of `plain` reaches a quality, interpolated in log NFE.
 

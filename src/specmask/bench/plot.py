@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OURS, PLAIN = "#0b6e4f", "#b04a2f"
-_TICKS = (4, 8, 16, 32, 64, 128, 256)
+_MODELS = ("#777777", PLAIN, OURS, "#2f5fb0")
+_TICKS = (2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def quality_figure(path: Path, points: Sequence[Point]) -> None:
@@ -60,6 +61,61 @@ def quality_figure(path: Path, points: Sequence[Point]) -> None:
         axis.set_title(title, fontsize=10)
         _nfe_axis(axis)
     axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def protein_figure(path: Path, points: Sequence[Point]) -> None:
+    """Quality against NFE, a curve for each model and kind of sampler; what was not measured is
+    left out."""
+    panels = (
+        ("law", "excess", "exact nats per residue above the data's law"),
+        ("law", "nats", "exact nats per residue, held-out rows"),
+        ("samples", "judge", "judge's nats per residue of samples"),
+        ("samples", "substitutions", "framework substitutions per sample"),
+        ("samples", "unique", "unique fraction of samples"),
+        ("samples", "composition", "divergence of residue composition (nats)"),
+    )
+    there = [(kind, key, title) for kind, key, title in panels if any(key in p for p in points)]
+    if any(key == "excess" for _, key, _ in there):  # the same curve, from where it should end
+        there = [panel for panel in there if panel[1] != "nats"]
+    columns = min(3, len(there))
+    lines = -(-len(there) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(4.2 * columns, 3.6 * lines), layout="constrained", squeeze=False
+    )
+    names = list(dict.fromkeys(p["model"] for p in points))
+    for axis in axes.flat[len(there) :]:
+        axis.axis("off")
+    for axis, (kind, key, title) in zip(axes.flat, there, strict=False):
+        for model in names:
+            for sampler, style in (("ancestral", "--"), ("speculative", "-")):
+                mine = [
+                    p
+                    for p in points
+                    if p["kind"] == kind and p["model"] == model and p.get("sampler") == sampler
+                ]
+                mine = frontier(mine, key, -1) if kind == "law" else mine
+                mine = sorted((p for p in mine if key in p), key=lambda p: p["nfe"])
+                if not mine:
+                    continue
+                axis.errorbar(
+                    [p["nfe"] for p in mine],
+                    [p[key] for p in mine],
+                    yerr=[2 * (p.get(f"{key}_se") or 0) for p in mine] if kind != "law" else None,
+                    color=_MODELS[names.index(model) % len(_MODELS)],
+                    linestyle=style,
+                    marker="o",
+                    markersize=4,
+                    linewidth=1.5,
+                    label=f"{model}, {'plain' if sampler == 'ancestral' else 'self-speculative'}",
+                )
+        axis.set_title(title, fontsize=10)
+        if key in ("excess", "substitutions"):
+            axis.set_yscale("symlog" if key == "substitutions" else "log")
+        _nfe_axis(axis)
+        axis.set_xlabel("NFE (passes of the pretrained model)")
+    axes.flat[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -43,7 +43,8 @@ def sampler_name(sampler: Sampler) -> str:
     return next(name for name, kind in specmask.SAMPLERS.items() if type(sampler) is kind)
 
 
-def _about(sampler: Sampler, seed: int) -> Point:
+def describe(sampler: Sampler, seed: int) -> Point:
+    """What a results file says of a setting."""
     return {
         "sampler": sampler_name(sampler),
         "settings": settings_of(sampler),
@@ -52,7 +53,7 @@ def _about(sampler: Sampler, seed: int) -> Point:
     }
 
 
-def _estimate(values: Tensor) -> tuple[float, float]:
+def estimate(values: Tensor) -> tuple[float, float]:
     """Mean and standard error of (n,) values."""
     values = values.double()
     error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
@@ -78,18 +79,18 @@ def sample_point(
     correct, total = word_counts(out.text or [], words)
     accuracy = ratio(correct, total)
     entropy = unigram_entropy(out.tokens)
-    nfe, nfe_error = _estimate(out.nfe)
+    nfe, nfe_error = estimate(out.nfe)
     return {
         "kind": "samples",
-        **_about(sampler, seed),
+        **describe(sampler, seed),
         "num": num,
         "bf16": bf16,
         "nfe": nfe,
         "nfe_se": nfe_error,
-        "trunk_passes": _estimate(out.trunk_passes)[0],
-        "verify_passes": _estimate(out.verify_passes)[0],
-        "accepted": _estimate(out.accepted)[0],
-        "rejected": _estimate(out.rejected)[0],
+        "trunk_passes": estimate(out.trunk_passes)[0],
+        "verify_passes": estimate(out.verify_passes)[0],
+        "accepted": estimate(out.accepted)[0],
+        "rejected": estimate(out.rejected)[0],
         "spelling": accuracy.mean,
         "spelling_se": accuracy.standard_error,
         "entropy": entropy.mean,
@@ -128,6 +129,7 @@ def law_points(
             kind[part],
             temperature=laws[0].temperature,
             top_p=laws[0].top_p,
+            target=model.network.head_layers > 0,
             batch_size=batch_size,
             progress=None if progress is None else _after(done, total, progress),
         )
@@ -149,12 +151,12 @@ def _after(done: int, total: int, progress: Progress) -> Progress:
 
 
 def _law_point(sampler: Sampler, values: Tensor, seed: int) -> Point:
-    bits, bits_error = _estimate(values[0])
-    nfe, nfe_error = _estimate(values[1])
+    bits, bits_error = estimate(values[0])
+    nfe, nfe_error = estimate(values[1])
     return {
         "kind": "law",
         "plain": isinstance(sampler.law(), GroupLaw),
-        **_about(sampler, seed),
+        **describe(sampler, seed),
         "rows": values.shape[1],
         "bits": bits,
         "bits_se": bits_error,

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress, track
 
 import specmask
-from specmask.bench.compare import factors_at_equal, frontier
+from specmask.bench.compare import factors_at_equal, frontier, thin
 from specmask.bench.plot import loss_figure, quality_figure
 from specmask.bench.run import Point, law_points, read_points, sample_point, write_points
 from specmask.data.batches import windows
@@ -165,22 +165,13 @@ def law_table(points: Sequence[Point]) -> str:
     ]
     laws = [p for p in points if p["kind"] == "law"]
     for plain in (True, False):
-        for p in _thin(frontier([p for p in laws if p["plain"] is plain], "bits", -1)):
+        for p in thin(frontier([p for p in laws if p["plain"] is plain], "bits", -1)):
             s = p["settings"]
             names = ("window", "rounds", "first", "steps", "source")
             what = ", ".join(f"{name} {s[name]}" for name in names if name in s)
             bits = f"{p['bits']:.4f} ± {p['bits_se']:.4f}"
             rows.append(f"| {p['sampler']} | {what} | {p['nfe']:.1f} | {bits} |")
     return "\n".join(rows)
-
-
-def _thin(points: Sequence[Point], ratio: float = 1.15) -> list[Point]:
-    """Points by rising NFE, each at least `ratio` times as dear as the one before it."""
-    kept: list[Point] = []
-    for point in points:
-        if not kept or point["nfe"] >= ratio * kept[-1]["nfe"]:
-            kept.append(point)
-    return kept
 
 
 def factors(points: Sequence[Point]) -> str:
@@ -197,7 +188,7 @@ def factors(points: Sequence[Point]) -> str:
     ):
         ours = [p for p in pool if p["sampler"] == "speculative"]
         plain = [p for p in pool if p["sampler"] == "ancestral"]
-        found = factors_at_equal(plain, _thin(frontier(ours, quality, sign)), quality, sign)
+        found = factors_at_equal(plain, thin(frontier(ours, quality, sign)), quality, sign)
         for f in found:
             high = "∞" if math.isinf(f.high) else f"{f.high:.2f}"
             rows.append(

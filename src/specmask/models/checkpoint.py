@@ -28,6 +28,8 @@ from specmask.models.protocol import Denoiser
 from specmask.models.zoo import ZOO, zoo_folder
 
 _Config = TypeVar("_Config")
+TRUNK = "trunk"
+"""Folder inside a model folder for a copy of its pretrained model."""
 CONFIG, WEIGHTS, TOKENIZER, CARD = (
     "config.json",
     "model.safetensors",
@@ -182,11 +184,12 @@ def load(
         name_or_folder: see `ZOO`, or what `save` wrote.
         device: where the network goes.
         trunk: for a model on a pretrained trunk, the folder (or name) of the pretrained model, if
-            it is not where it was when the head was trained.
+            it is not where it was when the head was trained, and no copy is in the folder.
 
     Raises:
         UserError: no such name or folder, a missing or damaged file, a missing, superfluous or
-            misshapen tensor, a weight that is not finite; another pretrained model.
+            misshapen tensor, a weight that is not finite; another pretrained model; a tokenizer
+            with more tokens than the network has.
     """
     check_device(device)
     folder = Path(name_or_folder)
@@ -197,6 +200,8 @@ def load(
     config = _read_config(folder)
     state = _read_weights(folder, config)
     network = _build(folder, config, trunk)
+    if any(name.startswith("trunk.backbone.") for name in state):  # trained along with the head
+        network.requires_grad_(True)
     _check_names(folder, network.own_state(), state)
     # Some settings (heads, residual) fit the same tensors, but change what is computed with them.
     if config["sha256"].get("network") != _digest(config["network"]):
@@ -207,7 +212,15 @@ def load(
     floats = {name: value.float() for name, value in state.items()}
     network.load_state_dict(floats, strict=False)
     network.to(device).eval()
-    return Model(network, _read_tokenizer(folder / TOKENIZER), folder.name)
+    tokenizer = _read_tokenizer(folder / TOKENIZER)
+    if tokenizer is not None and isinstance(network, HybridTransformer):
+        size = tokenizer.get_vocab_size()
+        if size > network.vocab_size:  # its last ids would be the mask, or nothing at all
+            raise UserError(
+                f"{folder / TOKENIZER} has {size} tokens, the network {network.vocab_size}: "
+                "expected the tokenizer it was trained with; copy the folder again"
+            )
+    return Model(network, tokenizer, folder.name)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -235,6 +248,8 @@ def _build(folder: Path, config: dict[str, Any], trunk: str | Path | None) -> Dr
         from specmask.models.pretrained import load_trunk
         from specmask.models.pretrained_trunk import PretrainedConfig
 
+        if trunk is None and (folder / TRUNK).is_dir():
+            trunk = folder / TRUNK
         return load_trunk(_network_config(folder, config, PretrainedConfig), trunk)
     if trunk is not None:
         raise UserError(f"{folder} has a trunk of its own: leave out trunk")

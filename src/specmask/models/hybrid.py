@@ -5,6 +5,7 @@ Paper: *Self-Speculative Masked Diffusions*, arXiv 2510.03929, §3; method.md §
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -260,6 +261,14 @@ class HybridPrefix:
 # --------------------------------------------------------------------------------------- network
 
 
+def named_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state with each shared tensor once, under its first name."""
+    names: dict[int, str] = {}
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), name)
+    return {name: state[name] for name in names.values()}
+
+
 class DraftNetwork(nn.Module):
     """A trunk alone: it drafts, and nothing verifies. `config` says what it is made of."""
 
@@ -288,7 +297,7 @@ class DraftNetwork(nn.Module):
 
     def own_state(self) -> dict[str, Tensor]:
         """The weights that are ours to save: all but those of a frozen pretrained trunk."""
-        state = self.state_dict(keep_vars=True)
+        state = named_once(self.state_dict(keep_vars=True))
         if getattr(self.trunk, "frozen", False):
             state = {n: t for n, t in state.items() if n.startswith(("head.", "trunk.draft."))}
         return state

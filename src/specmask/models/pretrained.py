@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from specmask.checks import optional_package, whole
 from specmask.errors import UserError, first_line, unknown
-from specmask.models.checkpoint import Model
+from specmask.models.checkpoint import TRUNK, Model
 from specmask.models.hybrid import DraftNetwork
 from specmask.models.pretrained_trunk import (
     Kind,
@@ -139,13 +139,35 @@ def load_trunk(
     where = str(source or config.source)
     revision = config.revision if source is None else None
     model = _load(where, config.kind, revision, config.trust_remote_code)
+    _check_digest(model, config, where)
+    return assemble(model, config, seed)
+
+
+def save_trunk(config: PretrainedConfig, model_folder: str | Path) -> None:
+    """Put a copy of the pretrained model into a model folder, which then needs nothing else.
+
+    In Transformers' own form, as `trunk/`, where `load` looks first. Mind the licence of the
+    pretrained model before you pass the folder on.
+
+    Raises:
+        UserError: the pretrained model is not where it was, or not what it was.
+    """
+    model = _load(config.source, config.kind, config.revision, config.trust_remote_code)
+    _check_digest(model, config, config.source)
+    folder = Path(model_folder) / TRUNK
+    if not folder.exists():
+        whole_folder = folder.with_name(f".{TRUNK}.tmp")
+        model.save_pretrained(whole_folder)
+        whole_folder.rename(folder)
+
+
+def _check_digest(model: nn.Module, config: PretrainedConfig, where: str) -> None:
     digest = weights_digest(model)
     if digest != config.sha256:
         raise UserError(
             f"{where} is not the model this head was trained on: its weights have sha256 "
             f"{digest[:12]}…, expected {config.sha256[:12]}…; pass its folder as trunk"
         )
-    return assemble(model, config, seed)
 
 
 def _load(source: str, kind: Kind, revision: str | None, trust_remote_code: bool) -> Any:

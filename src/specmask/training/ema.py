@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from specmask.models.hybrid import DraftNetwork
+from specmask.models.hybrid import DraftNetwork, named_once
 
 
 def decay_at(updates: int, decay: float) -> float:
@@ -67,17 +67,9 @@ def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> N
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
     """Name → own parameter or saved buffer, each shared tensor once, under its first name."""
-    seen: set[int] = set()
-    unique = {}
     if isinstance(network, DraftNetwork):
-        state = network.own_state()
-    else:
-        state = network.state_dict(keep_vars=True)
-    for name, tensor in state.items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            unique[name] = tensor
-    return unique
+        return network.own_state()
+    return named_once(network.state_dict(keep_vars=True))
 
 
 def trained(network: nn.Module) -> dict[str, Tensor]:
