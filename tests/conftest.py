@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
+
+from specmask.data.fasta import AMINO_ACIDS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,3 +30,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _one_seed() -> None:
     """Networks made in a test have the same weights in every run and in every order of tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def protein_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random BERT over residues, with a vocab.txt; rows of up to 14."""
+    transformers = pytest.importorskip("transformers")
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *AMINO_ACIDS]
+    folder = tmp_path_factory.mktemp("protein")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(names),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+        pad_token_id=0,
+    )
+    model = transformers.AutoModelForMaskedLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.2)
+    # Tied to the output: large enough for the prediction head to say any residue surely.
+    nn.init.normal_(model.get_input_embeddings().weight, std=1.0)
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(names) + "\n")
+    return folder

@@ -1,18 +1,18 @@
 """`specmask adapt`: from a pretrained model and a file to a self-speculative model.
 
-The pretrained model is a random BERT over residues, made here.
+The pretrained model is a random BERT over residues, `protein_model`, of 14 positions.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 import specmask
 from specmask.cli import main
@@ -20,33 +20,8 @@ from specmask.data.fasta import AMINO_ACIDS, read_fasta
 
 transformers = pytest.importorskip("transformers")
 
-NAMES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *AMINO_ACIDS]
 LENGTH = 12
 FAST = ("--batch-size", "16", "--eval-rows", "16", "--precision", "fp32", "--log-every", "5")
-
-
-@pytest.fixture(scope="module")
-def protein_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("protein")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(NAMES),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=LENGTH + 4,
-        pad_token_id=0,
-    )
-    model = transformers.AutoModelForMaskedLM.from_config(config)
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.2)
-    # Tied to the output: large enough for the prediction head to say any residue surely.
-    nn.init.normal_(model.get_input_embeddings().weight, std=1.0)
-    model.save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(NAMES) + "\n")
-    return folder
 
 
 def copies(path: Path, count: int = 600) -> Path:
@@ -114,6 +89,38 @@ def test_a_frozen_draft_stays_the_originals(protein_model: Path, tmp_path: Path)
             for m in (model, untouched)
         )
     torch.testing.assert_close(ours, theirs)
+
+
+def test_a_full_model_needs_nothing_else(
+    protein_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(protein_model, source)
+    data = copies(tmp_path / "copies.fasta", 200)
+    assert adapt(source, data, out, "--steps", 3, "--full") == 0
+    assert "peak memory" in capsys.readouterr().err
+    before = specmask.sample(specmask.load(out / "model"), specmask.Speculative(), num=4, length=8)
+    shutil.rmtree(source)
+    after = specmask.sample(specmask.load(out / "model"), specmask.Speculative(), num=4, length=8)
+    assert torch.equal(before.tokens, after.tokens)
+    shutil.rmtree(out / "model" / "trunk")
+    with pytest.raises(specmask.UserError, match="does not load"):
+        specmask.load(out / "model")
+
+
+def test_the_trunk_can_be_trained_too(protein_model: Path, tmp_path: Path) -> None:
+    """Every weight is then in the saved model, and moves."""
+    data, out = copies(tmp_path / "copies.fasta", 200), tmp_path / "run"
+    assert adapt(protein_model, data, out, "--frozen-trunk", "False", "--steps", 4) == 0
+    untouched = specmask.from_pretrained_trunk(
+        protein_model, tokenizer=protein_model / "vocab.txt", draft_layers=1
+    )
+    start = dict(untouched.network.state_dict())  # type: ignore[attr-defined]
+    trained = dict(specmask.load(out / "model").network.state_dict())  # type: ignore[attr-defined]
+    assert start.keys() == trained.keys()
+    moved = [name for name in start if not torch.equal(start[name], trained[name])]
+    assert any(name.startswith("trunk.backbone.") for name in moved)
+    assert any(name.startswith("head.") for name in moved)
 
 
 def test_the_log_begins_where_both_laws_are_the_originals(

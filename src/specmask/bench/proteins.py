@@ -29,6 +29,7 @@ from specmask.bench.compare import factors_at_equal, frontier, thin
 from specmask.bench.plot import protein_figure
 from specmask.bench.recombination import RecombinationLaw
 from specmask.bench.run import Point, describe, estimate, json_line, law_points, read_points
+from specmask.checks import optional_package
 from specmask.data.fasta import read_fasta
 from specmask.data.sequences import residue_encoder
 from specmask.errors import UserError
@@ -298,12 +299,11 @@ def _sample(
 def _judge(args: Proteins) -> tuple[Any, Any] | None:
     if args.judge is None:
         return None
-    from transformers import GPT2LMHeadModel
-
+    library = optional_package("transformers", "a judge needs")
     vocabulary = read_vocabulary(
         str(args.judge), args.judge_tokenizer, revision=None, trust_remote_code=False
     )
-    return GPT2LMHeadModel.from_pretrained(args.judge).eval(), vocabulary.tokenizer
+    return library.AutoModelForCausalLM.from_pretrained(args.judge).eval(), vocabulary.tokenizer
 
 
 def _mean(values: Sequence[float]) -> float:

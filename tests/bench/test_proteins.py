@@ -1,0 +1,165 @@
+"""Quality against cost on a toy protein model, from measuring to figure and table."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import specmask
+from refusal import refuse
+from specmask.bench.proteins import UNTOUCHED, Proteins, curves, main, rows_of_one_length
+from specmask.bench.recombination import RecombinationLaw
+from specmask.bench.run import read_points
+from specmask.data.fasta import AMINO_ACIDS
+from specmask.models.checkpoint import save
+from specmask.models.hybrid import HybridNetwork
+
+LENGTH = 9
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("judge")
+    names = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[TAG]", *AMINO_ACIDS]
+    config = transformers.GPT2Config(
+        vocab_size=len(names), n_positions=32, n_embd=16, n_layer=1, n_head=2
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(names) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapted(protein_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A head that says something else than the draft does."""
+    model = specmask.from_pretrained_trunk(
+        protein_model, tokenizer=protein_model / "vocab.txt", draft_layers=1
+    )
+    network = model.network
+    assert isinstance(network, HybridNetwork)
+    with torch.no_grad():
+        network.head.out.weight.normal_(std=0.1)
+        network.trunk.draft.out.weight.normal_(std=0.1)
+    folder = tmp_path_factory.mktemp("adapted") / "model"
+    save(folder, network, model.tokenizer)
+    return folder
+
+
+def fasta(path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    with path.open("w") as file:
+        for k in range(12):
+            size = LENGTH if k % 2 else 5 + k // 4
+            row = torch.randint(20, (size,), generator=generator).tolist()
+            file.write(f">{k}\n{''.join(AMINO_ACIDS[i] for i in row)}\n")
+    return path
+
+
+@pytest.fixture
+def args(protein_model: Path, adapted: Path, judge: Path, tmp_path: Path) -> Proteins:
+    return Proteins(
+        tmp_path / "out",
+        pretrained=str(protein_model),
+        tokenizer=str(protein_model / "vocab.txt"),
+        models=(f"adapted={adapted}",),
+        data=fasta(tmp_path / "held-out.fasta"),
+        judge=judge,
+        judge_tokenizer=judge / "vocab.txt",
+        prompt="[TAG]",
+        rows=4,
+        samples=6,
+        loss_rows=8,
+        targets=(2, 4),
+    )
+
+
+def test_everything_is_measured_once_and_told(args: Proteins) -> None:
+    main(args)
+    file = args.out / "results.jsonl"
+    first = file.read_text()
+    points = read_points(file)
+    assert {p["model"] for p in points} == {UNTOUCHED, "adapted"}
+    assert {p["kind"] for p in points} == {"law", "loss", "samples"}
+    assert all("versions" in p and "seed" in p for p in points)
+    assert (args.out / "quality.png").stat().st_size > 10_000
+    table = (args.out / "table.md").read_text()
+    for word in ("adapted", UNTOUCHED, "plain, 2 steps", "judge, nats", "target below draft"):
+        assert word in table
+    main(args)  # what is measured is kept
+    assert file.read_text() == first
+
+
+def test_costs_are_in_passes_of_the_pretrained_model(args: Proteins) -> None:
+    """Two pretrained layers, one of the draft, one of the head: a plain step of the adapted model
+    costs 3/2, and every pass of self-speculation one more half."""
+    main(args)
+    for p in read_points(args.out / "results.jsonl"):
+        if p["kind"] == "samples" and p["sampler"] == "ancestral":
+            step = 1.0 if p["model"] == UNTOUCHED else 1.5
+            assert p["nfe"] == pytest.approx(step * p["settings"]["steps"])
+        elif p["kind"] == "law" and p["sampler"] == "any-order":
+            assert p["nfe"] == pytest.approx(LENGTH * (1.0 if p["model"] == UNTOUCHED else 1.5))
+
+
+def test_laws_are_those_of_the_library(args: Proteins) -> None:
+    """Of one setting, row by row, from `log_prob` along the orders that the seed gives."""
+    main(args)
+    points = read_points(args.out / "results.jsonl")
+    laws = curves(points, "law")["adapted", "speculative"]
+    model = specmask.load(args.models[0].partition("=")[2])
+    sequences = [line for line in args.data.read_text().split("\n") if line[:1] not in (">", "")]
+    rows = rows_of_one_length(sequences, args.rows)
+    assert all(len(row) == LENGTH for row in rows)
+    assert model.tokenizer is not None
+    tokens = torch.tensor([model.tokenizer.encode(row).ids for row in rows])
+    sampler = specmask.Speculative(window=specmask.CosineWindow(0.17), rounds=2)
+    order = specmask.random_orders(tokens, args.seed)
+    found = -specmask.log_prob(model, tokens, order, sampler) / LENGTH
+    (point,) = [
+        p for p in laws if p["settings"]["window"] == "cosine:0.17" and p["settings"]["rounds"] == 2
+    ]
+    assert point["each"]["nats"] == pytest.approx(found.tolist(), abs=2e-5)
+
+
+def test_bad_input(args: Proteins) -> None:
+    refuse(lambda: main(replace(args, models=("adapted",))), "name=FOLDER")
+    refuse(lambda: main(replace(args, rows=100)), "commonest length, 9", "--rows")
+
+
+# ---------------------------------------------------------------------------------- the exact law
+
+
+def test_without_olga_the_law_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    refuse(RecombinationLaw, "olga", "pip install")
+    refuse(lambda: RecombinationLaw("human_B_heavi"), "human_B_heavy")
+
+
+@pytest.mark.slow
+def test_the_recombination_law_is_that_of_its_own_draws() -> None:
+    """Every draw is possible and has no substitution; one residue changed in front is neither.
+
+    E[1/(n·p)] over n draws would count the support; here: the mean of −log p over two halves of
+    the draws agrees within four standard errors (odds 6e-5; the seed is fixed).
+    """
+    pytest.importorskip("olga")
+    law = RecombinationLaw("human_B_heavy")
+    draws = list(law.sample(40, seed=3))
+    assert draws == list(law.sample(40, seed=3))
+    logs = torch.tensor([law.log_prob(chain) for chain in draws], dtype=torch.float64)
+    assert bool(logs.isfinite().all())
+    gap = abs(logs[:20].mean() - logs[20:].mean())
+    assert gap < 4 * logs.std() * math.sqrt(2 / 20)
+    assert {law.substitutions(chain) for chain in draws} == {0}
+    changed = "W" + draws[0][1:]
+    assert law.log_prob(changed) == -math.inf
+    assert law.substitutions(changed) == 1
