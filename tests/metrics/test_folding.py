@@ -165,6 +165,9 @@ def test_the_language_model_has_the_dtype_and_the_rest_float32(saved: Path, fold
             kinds[key.startswith("esm.")].add(weight.dtype)
         assert kinds == {True: {dtype}, False: {torch.float32}}
         assert not loaded.model.training
+        # Of two pairs of channels, to float16's rounding; bfloat16's would be eight times that.
+        frequencies = loaded.model.esm.rotary_embeddings.inv_freq.tolist()
+        assert frequencies == pytest.approx([1, 0.01], rel=2**-11)
     full, rounded = (fold_confidence(PROTEINS, x).sequences_plddt for x in (folder, half))
     assert rounded == pytest.approx(full, abs=3)
     assert rounded != full

@@ -105,7 +105,10 @@ def load_folder(
             f"{name!r} lacks {len(drawn)} weights of ESMFold, e.g. {min(drawn)}: expected all of "
             "them; use a complete checkpoint, e.g. facebook/esmfold_v1"
         )
-    model.esm.to(dtype)  # a configuration may ask for float16, whatever dtype is loaded
+    # A configuration may ask for float16, whatever dtype is loaded. The buffers stay as they are:
+    # bfloat16 would round the rotary frequencies, which moves residues far apart by a radian.
+    for weight in model.esm.parameters():
+        weight.data = weight.data.to(dtype)
     return Folder(model.to(device).eval())
 
 
