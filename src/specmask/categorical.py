@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     TRAIN_ORDER = 5
     TRAIN_REVEALED = 6
     SCORE_ORDER = 7
+    LENGTH = 8
 
 
 def philox(

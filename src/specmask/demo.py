@@ -53,8 +53,9 @@ def demo(args: DemoArgs) -> None:
         raise UserError(f"--out {args.out}: expected a file name in a folder that exists")
     window = parse_window(args.window)
     speculative = Speculative(window=window, rounds=args.rounds)
-    if args.model not in ZOO:
-        raise UserError(f"no shipped model {args.model!r}: expected one of {', '.join(ZOO)}")
+    whole = [name for name, entry in ZOO.items() if entry.trunk is None]
+    if args.model not in whole:
+        raise UserError(f"no shipped model {args.model!r}: expected one of {', '.join(whole)}")
     model = specmask.load(args.model, args.device)
     words = load_words(zoo_folder(args.model) / WORDS)
     network = model.network

@@ -142,7 +142,7 @@ def _models(args: Proteins) -> list[tuple[str, Model]]:
         name, equals, folder = entry.partition("=")
         if not equals or not name or name in dict(found):
             raise UserError(f"--models {entry}: expected name=FOLDER, each name once")
-        found.append((name, specmask.load(folder)))
+        found.append((name, specmask.load(folder, trunk=args.pretrained)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The command line: train · adapt · sample · score · demo, over the library's dataclasses."""
+"""The command line, over the library's dataclasses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from specmask.cli.adapt import Adapt, run_adapt
+from specmask.cli.judge import Judge, run_judge
 from specmask.cli.output import flush_stdout
 from specmask.cli.sample import Sample, run_sample
 from specmask.cli.score import Score, run_score
@@ -21,6 +22,7 @@ COMMANDS: dict[type, Callable[[Any], None]] = {
     Adapt: run_adapt,
     Sample: run_sample,
     Score: run_score,
+    Judge: run_judge,
     DemoArgs: demo,
 }
 
@@ -53,6 +55,7 @@ def _run(argv: Sequence[str] | None) -> None:
             | Annotated[Adapt, tyro.conf.subcommand("adapt")]
             | Annotated[Sample, tyro.conf.subcommand("sample")]
             | Annotated[Score, tyro.conf.subcommand("score")]
+            | Annotated[Judge, tyro.conf.subcommand("judge")]
             | Annotated[DemoArgs, tyro.conf.subcommand("demo")],
             prog="specmask",
             description="Self-speculative masked diffusion: train, sample and score.",

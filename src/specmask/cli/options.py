@@ -6,7 +6,7 @@ import ast
 import inspect
 import itertools
 import textwrap
-from dataclasses import MISSING, field, fields, make_dataclass
+from dataclasses import MISSING, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -26,6 +26,7 @@ from specmask.bench.run import show
 from specmask.errors import UserError, unknown
 from specmask.masking import Window, parse_window
 from specmask.samplers import SAMPLERS
+from specmask.training.config import TrainConfig
 
 
 def _field_docs(owner: type) -> dict[str, str]:
@@ -81,6 +82,20 @@ else:
 def given(options: Any) -> dict[str, Any]:
     """The settings that were named on the command line."""
     return {name: value for name, value in vars(options).items() if value is not None}
+
+
+def train_config(defaults: TrainConfig, options: Any) -> TrainConfig:
+    """The settings of a training: the defaults, but for what was named on the command line.
+
+    A short run warms up for a short while, a tenth of its steps at most, unless it says otherwise.
+
+    Raises:
+        UserError: a setting out of range.
+    """
+    settings = given(options)
+    if "steps" in settings:
+        settings.setdefault("warmup", min(defaults.warmup, max(settings["steps"] // 10, 0)))
+    return replace(defaults, **settings)
 
 
 def build_sampler(name: str, options: Any) -> specmask.samplers.Sampler:

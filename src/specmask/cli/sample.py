@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
 import specmask
 from specmask.bench.run import json_line, settings_of
 from specmask.checks import check_device
+from specmask.cli.canvases import Canvases, check_canvases, read_canvases
 from specmask.cli.options import (
     SamplerOptions,
     build_sampler,
@@ -23,7 +23,6 @@ from specmask.cli.options import (
 )
 from specmask.cli.output import console, progress_bar, rows_file
 from specmask.data.fasta import FASTA, write_fasta
-from specmask.data.tokenizers import encode, single_characters
 from specmask.errors import UserError
 from specmask.training.loop import versions
 
@@ -33,18 +32,25 @@ class Sample:
     """Generate samples, or fill in a canvas, and write one JSON object per sample."""
 
     model: tyro.conf.Positional[str]
-    """Name of a shipped model (text8-small) or a model folder."""
+    """Name of a shipped model (text8-small, antibody) or a model folder."""
+    trunk: str | None = None
+    """Folder of the pretrained model, if the model needs one that is not where it was."""
     out: Path | None = None
     """JSONL file to write, row by row, or FASTA by its name (.fasta, .fa); without it the text is
     printed."""
     num: int = 16
-    """Samples."""
+    """Samples; of each template, if there are several."""
     length: int | None = None
     """Tokens of a sample; default the model's length."""
     canvas: str | None = None
     """Text to complete instead: given symbols stay, every --mask symbol is filled in."""
     mask: str = "_"
     """The symbol that marks a free position in --canvas."""
+    template: str | None = None
+    """Protein to complete instead: residues stay, - and X are filled in, -{10} is ten of them; or
+    a FASTA of such templates, of which each gets --num samples."""
+    lengths_from: Path | None = None
+    """FASTA whose sequences say how long samples are: each row draws one of their lengths."""
     sampler: str = "speculative"
     """One of: speculative, ancestral, any_order."""
     seed: int = 0
@@ -64,9 +70,9 @@ def run_sample(args: Sample) -> None:
     """`specmask sample`."""
     sampler = build_sampler(args.sampler, args.settings)
     _check(args)
-    model = specmask.load(args.model, args.device)
-    canvas = None if args.canvas is None else _parse_canvas(model, args.canvas, args.mask)
-    lines = _sample_rows(model, sampler, args, canvas)
+    model = specmask.load(args.model, args.device, trunk=args.trunk)
+    canvases = read_canvases(model, args)
+    lines = _sample_rows(model, sampler, args, canvases)
     if args.out is None:
         for line in lines:
             print(_shown(line), flush=True)
@@ -85,7 +91,7 @@ def run_sample(args: Sample) -> None:
         for line in itertools.chain([first], lines):
             file.write(json_line(line))
             file.flush()
-    console.print(f"{args.num} samples in {args.out}", markup=False, soft_wrap=True)
+    console.print(f"{canvases.num} samples in {args.out}", markup=False, soft_wrap=True)
 
 
 def _check(args: Sample) -> None:
@@ -97,18 +103,11 @@ def _check(args: Sample) -> None:
     check_least(0, first_row=args.first_row)
     if args.first_row + args.num > 1 << 32:
         raise UserError(f"--first-row {args.first_row} --num {args.num}: expected rows below 2**32")
-    if args.canvas is None:
-        return
-    if args.length is not None:
-        raise UserError("--length and --canvas together: the canvas has its own length")
-    if len(args.mask) != 1:
-        raise UserError(f"--mask {args.mask!r}: expected one symbol")
-    if args.mask not in args.canvas:
-        raise UserError(f"--canvas holds no {args.mask!r}: nothing to fill in")
+    check_canvases(args)
 
 
 def _sample_rows(
-    model: specmask.Model, sampler: Any, args: Sample, canvas: torch.Tensor | None
+    model: specmask.Model, sampler: Any, args: Sample, canvases: Canvases
 ) -> Iterator[dict[str, Any]]:
     """One JSON-able object per sample, in order, as batches finish."""
     record = {
@@ -120,13 +119,10 @@ def _sample_rows(
         "versions": versions(),
     }
     with progress_bar() as progress:
-        task = progress.add_task("sampling", total=args.num)
-        for start in range(0, args.num, args.batch_size):
-            count = min(args.batch_size, args.num - start)
-            rows = range(args.first_row + start, args.first_row + start + count)
-            what: dict[str, Any] = {"num": count, "length": args.length}
-            if canvas is not None:
-                what = {"canvas": canvas.expand(count, -1)}
+        task = progress.add_task("sampling", total=canvases.num)
+        for start in range(0, canvases.num, args.batch_size):
+            stop = min(start + args.batch_size, canvases.num)
+            rows = range(args.first_row + start, args.first_row + stop)
             out = specmask.sample(
                 model,
                 sampler,
@@ -134,11 +130,13 @@ def _sample_rows(
                 batch_size=args.batch_size,
                 rows=rows,
                 on_frame=lambda frame: progress.advance(task, int(frame.finished.sum())),
-                **what,
+                **canvases.take(slice(start, stop)),
             )
             for k, row in enumerate(rows):
+                named = {} if canvases.names is None else {"template": canvases.names[start + k]}
                 yield {
                     "row": row,
+                    **named,
                     "text": None if out.text is None else out.text[k],
                     "tokens": out.tokens[k, : out.lengths[k]].tolist(),
                     "nfe": float(out.nfe[k]),
@@ -157,6 +155,7 @@ def _fasta_record(line: dict[str, Any]) -> tuple[str, str, dict[str, object]]:
         raise UserError(f"{line['model']} has no tokenizer, so there is no sequence for a FASTA")
     passes = {name: line[name] for name in ("trunk_passes", "verify_passes")}
     facts = {
+        **({"template": line["template"]} if "template" in line else {}),
         "model": Path(line["model"]).name,
         "sampler": line["sampler"],
         **line["settings"],
@@ -170,24 +169,3 @@ def _fasta_record(line: dict[str, Any]) -> tuple[str, str, dict[str, object]]:
 def _shown(line: dict[str, Any]) -> str:
     """The text of a sample; its token numbers where the model has no tokenizer."""
     return " ".join(map(str, line["tokens"])) if line["text"] is None else line["text"]
-
-
-def _parse_canvas(model: specmask.Model, canvas: str, mask: str) -> torch.Tensor:
-    """(1, L) tokens from text in which `mask` marks the free positions."""
-    if model.tokenizer is None:
-        raise UserError(f"{model.name} has no tokenizer, so --canvas cannot be read")
-    never = getattr(getattr(model.network, "config", None), "forbidden", ())
-    symbols = single_characters(model.tokenizer, never)
-    if symbols is None:  # which tokens are free would hang on what the masks are filled with
-        raise UserError(
-            f"--canvas: a token of {model.name} may be several symbols, so a mask has no place of "
-            "its own; use a model of single characters, or specmask.sample with a canvas of tokens"
-        )
-    if len(canvas) > model.network.length:
-        raise UserError(
-            f"--canvas has {len(canvas)} symbols, the model takes at most {model.network.length}"
-        )
-    # Masks become some symbol, so that an error's offset is that in the canvas as it was typed.
-    known = encode(model.tokenizer, canvas.replace(mask, min(symbols)), "--canvas")
-    free = torch.tensor([[symbol == mask for symbol in canvas]])
-    return torch.as_tensor(known.astype("int64")).masked_fill(free, model.network.mask_id)

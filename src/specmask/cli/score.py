@@ -23,19 +23,22 @@ from specmask.cli.options import (
 from specmask.cli.output import progress_bar, rows_file
 from specmask.data.batches import windows
 from specmask.data.files import read_text
-from specmask.data.tokenizers import encode
+from specmask.data.tokenizers import decode, encode
 from specmask.errors import UserError
+from specmask.metrics.estimate import Estimate, ratio
 from specmask.training.loop import versions
 
 
 @dataclass(frozen=True)
 class Score:
-    """Exact bits per character of a text under a sampler's own law, and its expected cost."""
+    """Exact bits per character or token of a text under a sampler's own law, and expected cost."""
 
     model: tyro.conf.Positional[str]
     """Name of a shipped model (text8-small) or a model folder."""
     file: tyro.conf.Positional[Path]
     """Text file: raw, .gz, .xz or .zip."""
+    trunk: str | None = None
+    """Folder of the pretrained model, if the model needs one that is not where it was."""
     rows: int = 4
     """Windows of the text to score, evenly spread."""
     length: int | None = None
@@ -68,7 +71,7 @@ def run_score(args: Score) -> None:
         1, rows=args.rows, length=args.length, orders=args.orders, batch_size=args.batch_size
     )
     text = read_text(args.file).rstrip("\n")
-    model = specmask.load(args.model, args.device)
+    model = specmask.load(args.model, args.device, trunk=args.trunk)
     if model.tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer, so it cannot read {args.file}")
     length = model.network.length if args.length is None else args.length
@@ -80,19 +83,28 @@ def run_score(args: Score) -> None:
     if args.out is not None:
         with rows_file(args.out) as file:
             file.writelines(map(json_line, lines))
-    bits = torch.tensor([line["bits_per_character"] for line in lines], dtype=torch.float64)
-    nfe = torch.tensor([line["expected_nfe"] for line in lines], dtype=torch.float64)
-    error = f" ± {bits.std() / math.sqrt(len(bits)):.4f}" if len(bits) > 1 else ""
+    bits = [-line["log_prob"] / math.log(2) for line in lines]
+    figures = [f"{_shown(ratio(bits, [line['characters'] for line in lines]))} bits per character"]
+    if any(line["characters"] != length for line in lines):
+        figures.insert(0, f"{_shown(ratio(bits, [length] * len(bits)))} bits per token")
+    nfe = sum(line["expected_nfe"] for line in lines) / len(lines)
     print(
-        f"{bits.mean():.4f}{error} bits per character, {nfe.mean():.2f} NFE expected "
+        f"{', '.join(figures)}, {nfe:.2f} NFE expected "
         f"({len(tokens)} rows of {length}, {args.orders} orders each, {args.sampler})"
     )
+
+
+def _shown(figure: Estimate) -> str:
+    error = f" ± {figure.standard_error:.4f}" if figure.count > 1 else ""
+    return f"{figure.mean:.4f}{error}"
 
 
 def _score_rows(
     model: specmask.Model, sampler: Any, args: Score, tokens: torch.Tensor
 ) -> list[dict[str, Any]]:
     network, lines = model.network, []
+    assert model.tokenizer is not None
+    characters = [len(decode(model.tokenizer, row)) for row in tokens]
     layers = network.trunk_layers + network.head_layers
     with progress_bar() as progress:
         task = progress.add_task("scoring", total=len(tokens) * args.orders)
@@ -106,14 +118,16 @@ def _score_rows(
                     model, tokens[one], orders[one], sampler, batch_size=args.batch_size
                 )
                 trunk, verify = result.trunk.item(), result.verify.item()
+                log_prob = result.log_prob.item()
+                bits = -log_prob / math.log(2)
                 lines.append(
                     {
                         "row": row,
                         "order": number,
-                        "log_prob": result.log_prob.item(),
-                        "bits_per_character": -result.log_prob.item()
-                        / math.log(2)
-                        / tokens.shape[1],
+                        "log_prob": log_prob,
+                        "characters": characters[row],
+                        "bits_per_token": bits / tokens.shape[1],
+                        "bits_per_character": bits / characters[row],
                         "expected_trunk_passes": trunk,
                         "expected_verify_passes": verify,
                         "expected_nfe": (

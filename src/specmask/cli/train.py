@@ -10,13 +10,14 @@ import torch
 import tyro
 
 import specmask
-from specmask.cli.options import given, optional
+from specmask.cli.options import given, optional, train_config
 from specmask.cli.output import console
+from specmask.cli.subwords import Reading, SubwordOptions, read_subwords
 from specmask.data.batches import Batches, windows
 from specmask.data.corpora import load_corpus
 from specmask.errors import UserError
 from specmask.models.hybrid import HybridConfig, HybridTransformer
-from specmask.recipes import recipe
+from specmask.recipes import Recipe, recipe
 from specmask.training.config import TrainConfig
 from specmask.training.loop import train
 
@@ -35,17 +36,20 @@ class Train:
     """Train a model: RECIPE names the network and its training, --data the text."""
 
     recipe: tyro.conf.Positional[str]
-    """One of: text8-small, text8, openwebtext, characters."""
+    """One of: text8-small, text8, openwebtext, prose-small, characters."""
     out: Path
     """Folder of the run: log.jsonl, checkpoints/, model/."""
-    data: Path | None = None
-    """Text file: raw, .gz, .xz or .zip. Recipes for text8 fetch that corpus without it."""
+    data: tuple[str, ...] = ()
+    """Text. Recipes of characters: one file, raw, .gz, .xz or .zip; those for text8 fetch that
+    corpus without it. Recipes of subwords: files .txt (a blank line between two documents), .jsonl
+    or .parquet, or hub:NAME, a data set of the Hugging Face Hub."""
     init: str | None = None
     """Model whose weights to start from (a further stage of training); of the same shape."""
     fresh_head: bool = False
     """With --init: take the trunk alone, and start the head anew."""
     resume: bool = False
     """Continue from the newest sound checkpoint in --out."""
+    subwords: tyro.conf.OmitArgPrefixes[SubwordOptions] = field(default_factory=SubwordOptions)
     network: tyro.conf.OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
     train: tyro.conf.OmitArgPrefixes[TrainOptions] = field(default_factory=TrainOptions)
 
@@ -53,30 +57,31 @@ class Train:
 def run_train(args: Train) -> None:
     """`specmask train`."""
     plan = recipe(args.recipe)
-    settings = given(args.train)
-    if "steps" in settings:  # a short run warms up for a short while, unless it says otherwise
-        settings.setdefault("warmup", min(plan.train.warmup, max(settings["steps"] // 10, 0)))
-    config = replace(plan.train, **settings)
+    config = train_config(plan.train, args.train)
     network_config = replace(plan.network, **given(args.network))
-    if args.data is None and plan.corpus != "text8":
+    if not args.data and plan.corpus != "text8":
         raise UserError(f"recipe {plan.name!r} needs a text: pass --data FILE")
-    corpus = load_corpus(args.data, plan.corpus)
-    network_config = replace(network_config, vocab_size=corpus.tokenizer.get_vocab_size())
+    read = _subwords if plan.corpus == "subwords" else _characters
+    text = read(args, plan, network_config.length, config)
+    network_config = replace(network_config, vocab_size=text.tokenizer.get_vocab_size())
     torch.manual_seed(config.seed)
     network = HybridTransformer(network_config)
     if args.init is not None:
         start = specmask.load(args.init)
-        if start.tokenizer is None or start.tokenizer.to_str() != corpus.tokenizer.to_str():
-            raise UserError(f"--init {args.init} reads other symbols than the text of this run has")
+        if start.tokenizer is None or start.tokenizer.to_str() != text.tokenizer.to_str():
+            raise UserError(
+                f"--init {args.init} reads other symbols than the text of this run has: expected "
+                "the same alphabet, or for subwords its own tokenizer (pass --tokenizer, with the "
+                "model's folder)"
+            )
         _start_from(network, start, args.fresh_head)
-    length = network_config.length
     folder = train(
         network,
-        Batches(corpus.train, length, config.batch_size, config.seed),
+        text.batches,
         config,
         args.out,
-        tokenizer=corpus.tokenizer,
-        validation=windows(corpus.validation, length, config.eval_rows),
+        tokenizer=text.tokenizer,
+        validation=text.validation,
         resume=args.resume,
         console=console,
     )
@@ -85,14 +90,39 @@ def run_train(args: Train) -> None:
     )
 
 
+def _characters(args: Train, plan: Recipe, length: int, config: TrainConfig) -> Reading:
+    if args.subwords != SubwordOptions():
+        raise UserError(
+            f"recipe {plan.name!r} reads characters: --tokenizer, --vocab-size, --rows, "
+            "--end-of-text and --text-column are for recipes of subwords"
+        )
+    if len(args.data) > 1:
+        raise UserError(
+            f"--data has {len(args.data)} files: recipe {plan.name!r} reads one; join them"
+        )
+    corpus = load_corpus(args.data[0] if args.data else None, plan.corpus)
+    return Reading(
+        corpus.tokenizer,
+        Batches(corpus.train, length, config.batch_size, config.seed),
+        windows(corpus.validation, length, config.eval_rows),
+    )
+
+
+def _subwords(args: Train, plan: Recipe, length: int, config: TrainConfig) -> Reading:
+    return read_subwords(
+        *(args.data, args.subwords, plan.tokenizer, plan.network.vocab_size, length, config),
+        folder=args.out / "data",
+    )
+
+
 def _start_from(network: HybridTransformer, model: specmask.Model, fresh_head: bool) -> None:
     """Copy a model's weights, or its trunk's, into a network of the same shape.
 
-    The length may differ: no weight depends on it, and short rows are a good first stage.
+    Length and dropout may differ: no weight depends on them, and short rows are a good first stage.
     """
-    other, length = model.network, network.config.length
+    other, config = model.network, network.config
     if not isinstance(other, HybridTransformer) or (
-        replace(other.config, length=length) != network.config
+        replace(other.config, length=config.length, dropout=config.dropout) != config
     ):
         raise UserError(
             f"--init {model.name} has another shape ({getattr(other, 'config', type(other))}) than "

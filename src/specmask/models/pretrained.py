@@ -24,6 +24,7 @@ from specmask.models.pretrained_trunk import (
     frame,
 )
 from specmask.models.vocabulary import Vocabulary, read_vocabulary
+from specmask.models.zoo import ZOO
 
 
 def from_pretrained_trunk(
@@ -137,6 +138,12 @@ def load_trunk(
         UserError: the model is not there, or its weights are not those the head was trained on.
     """
     where = str(source or config.source)
+    known = {entry.trunk for entry in ZOO.values()}
+    if source is None and where in known and not Path(where).is_dir():
+        raise UserError(
+            f"the pretrained model {where} does not ship: pass its folder as trunk; the model's "
+            "card says where it is to be had"
+        )
     revision = config.revision if source is None else None
     model = _load(where, config.kind, revision, config.trust_remote_code)
     _check_digest(model, config, where)

@@ -12,11 +12,15 @@ WORDS = "words.txt.xz"
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """Where a model is, under which licence, and the figure its card promises."""
+    """Where a model is, under which licence, and what it is.
+
+    trunk: the pretrained model it needs, which does not ship: `load(name, trunk=FOLDER)`.
+    """
 
     folder: str
     license: str
     description: str
+    trunk: str | None = None
 
 
 ZOO: dict[str, ZooEntry] = {
@@ -24,6 +28,12 @@ ZOO: dict[str, ZooEntry] = {
         folder="zoo/text8-small",
         license="weights Apache-2.0; sources of the training text in the card",
         description="characters a-z and space, 256 long, trained on English prose",
+    ),
+    "antibody": ZooEntry(
+        folder="zoo/antibody",
+        license="weights Apache-2.0; the pretrained AntiBERTy they stand on, MIT, is not included",
+        description="heavy chains of human antibodies, two new blocks on the frozen AntiBERTy",
+        trunk="AntiBERTy_md_smooth",
     ),
 }
 

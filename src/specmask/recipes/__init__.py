@@ -15,14 +15,16 @@ from specmask.training.config import TrainConfig
 class Recipe:
     """A network and its training.
 
-    corpus: "text8" (27 symbols) or "characters" (the alphabet is read off the file, and replaces
-    `network.vocab_size`).
+    corpus: "text8" (27 symbols), "characters" (the alphabet is read off the file) or "subwords";
+    what it finds replaces `network.vocab_size`. tokenizer: of subwords, as `load_tokenizer` takes
+    it; None trains a BPE of `network.vocab_size` tokens on the user's text.
     """
 
     name: str
     network: HybridConfig
     train: TrainConfig
-    corpus: Literal["text8", "characters"]
+    corpus: Literal["text8", "characters", "subwords"]
+    tokenizer: str | None = None
 
 
 def text8_small() -> Recipe:
@@ -86,26 +88,65 @@ def text8() -> Recipe:
 def openwebtext() -> Recipe:
     """The paper's OpenWebText network: GPT-2 tokens, 11 + 1 layers, width 768, 154 M parameters.
 
-    Command: specmask train openwebtext --data FILE --out DIR
-    Time: weeks on one H200; not run here. The network alone is used so far (speed and memory at
-    GPT-2 scale): subword text comes later, and the command reads characters.
-    Paper: half the passes of masked diffusion at equal generative perplexity.
+    Command: specmask train openwebtext --data hub:Skylion007/openwebtext --out DIR
+    Time: weeks on one H200; not run here.
+    Data: or files, .parquet or .jsonl. They are tokenised once, by one process: on several devices
+    start with one, and go on with `accelerate launch` and `--resume` when the training begins.
+    Paper: half the passes of masked diffusion at equal generative perplexity (`specmask judge`).
     """
     return Recipe(
         "openwebtext",
-        HybridConfig(50257, length=1024, width=768, heads=12, trunk_layers=11, mlp_hidden=3072),
+        HybridConfig(
+            50257,
+            length=1024,
+            width=768,
+            heads=12,
+            trunk_layers=11,
+            mlp_hidden=3072,
+            dropout=0.1,
+        ),
         TrainConfig(
             steps=1_000_000,
-            batch_size=512,
+            batch_size=256,
             accumulation=8,
-            lr=3e-4,
-            warmup=2500,
-            weight_decay=0.03,
+            lr=1.5e-4,
+            warmup=10_000,
+            final_lr=0.0,
+            weight_decay=0.01,
+            betas=(0.9, 0.999),
+            clip=1.0,
             ema=0.9999,
             precision="bf16",
             compile=True,
         ),
-        "characters",
+        "subwords",
+        tokenizer="gpt2",
+    )
+
+
+def prose_small() -> Recipe:
+    """Any prose, in subwords learnt from it; a network of TODO M parameters for a first try.
+
+    Command: specmask train prose-small --data FILE --out DIR
+    Time: TODO
+    """
+    return Recipe(
+        "prose-small",
+        HybridConfig(4096, length=128, width=192, heads=4, trunk_layers=4),
+        TrainConfig(
+            steps=4000,
+            batch_size=32,
+            optimizer="muon",
+            lr=2e-3,
+            muon_lr=0.02,
+            weight_decay=0.01,
+            warmup=100,
+            final_lr=0.05,
+            ema=0.998,
+            precision="bf16",
+            save_every=0,
+        ),
+        "subwords",
     )
 
 
@@ -139,6 +180,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "text8-small": text8_small,
     "text8": text8,
     "openwebtext": openwebtext,
+    "prose-small": prose_small,
     "characters": characters,
 }
 
