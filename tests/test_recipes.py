@@ -15,6 +15,7 @@ PARAMETERS = {
     "text8-small": 2_331_840,
     "text8": 143_960_064,
     "openwebtext": 154_225_152,
+    "prose-small": 3_148_608,
     "characters": 2_050_720,  # at the 256 symbols that stand for those of the file
 }
 
@@ -62,7 +63,7 @@ def test_a_docstring_states_the_count(name: str) -> None:
 def test_a_recipe_goes_by_its_name(name: str) -> None:
     plan = recipe(name)
     assert plan.name == name
-    assert plan.corpus in ("text8", "characters")
+    assert plan.corpus in ("text8", "characters", "subwords")
     assert plan.corpus != "text8" or plan.network.vocab_size == 27
 
 

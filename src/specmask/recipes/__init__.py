@@ -125,10 +125,12 @@ def openwebtext() -> Recipe:
 
 
 def prose_small() -> Recipe:
-    """Any prose, in subwords learnt from it; a network of TODO M parameters for a first try.
+    """Any prose, in subwords learnt from it; a network of 3.1 M parameters for a first try.
 
     Command: specmask train prose-small --data FILE --out DIR
-    Time: TODO
+    Time: 16.4 M tokens at 3,500 a second on one idle CPU core: an hour and a quarter; less on two.
+    A run of 100 steps on 5.9 M tokens of mixed prose reached 6.80 nats per token on validation,
+    both laws alike; what 4000 steps reach is not measured.
     """
     return Recipe(
         "prose-small",
