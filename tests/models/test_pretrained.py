@@ -23,6 +23,7 @@ from specmask.models.checkpoint import Model
 from specmask.models.hybrid import DraftNetwork, HybridNetwork
 from specmask.models.pretrained import from_pretrained_trunk
 from specmask.models.pretrained_trunk import PretrainedConfig, PretrainedTrunk, build_network
+from specmask.models.zoo import zoo_folder
 from specmask.training.loss import loss_terms
 
 transformers = pytest.importorskip("transformers")
@@ -548,3 +549,11 @@ def test_a_damaged_config_is_refused(bert: Path, tmp_path: Path) -> None:
     config["network"]["residual"] = False
     (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
     refuse(lambda: specmask.load(tmp_path / "saved"), "not those it was saved with")
+
+
+def test_the_shipped_head_asks_for_the_model_it_stands_on() -> None:
+    folder = zoo_folder("antibody")
+    refuse(lambda: specmask.load("antibody"), "AntiBERTy", "as trunk", "card")
+    assert (folder / "model.safetensors").stat().st_size < 16e6
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["target_nll"] < log[-1]["draft_nll"] - 0.03

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -165,9 +166,9 @@ def documents(
         raise unknown("part", part, PARTS)
     files = [name for name in names if not name.startswith(_HUB)]
     for name in files:
-        if not Path(name).is_file():
-            what = "is a folder" if Path(name).is_dir() else "does not exist"
-            raise UserError(f"{name} {what}: expected a text file; name the files themselves")
+        if not os.path.isfile(name):  # Path's own raises where a name is too long to be one
+            what = "is a folder" if os.path.isdir(name) else "does not exist"
+            raise UserError(f"{name[:200]} {what}: expected a text file; name the files themselves")
         _kind(name)
     size = sum(Path(name).stat().st_size for name in files) if files == list(names) else None
     return Documents(names, text, whole_files, part, size)
