@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import operator
+import resource
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -111,3 +113,11 @@ def _short(values: Tensor) -> str:
     numbers = values.flatten().tolist()
     shown = ", ".join(str(number) for number in numbers[:8])
     return f"[{shown}, …]" if len(numbers) > 8 else f"[{shown}]"
+
+
+def peak_memory() -> int:
+    """Bytes this process has had at most: of the GPU, where it used one, or else of memory."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 
 from specmask.bench.run import json_line
-from specmask.cli.output import peak_memory
+from specmask.checks import peak_memory
 from specmask.data.documents import documents
 from specmask.data.fasta import AMINO_ACIDS, read_fasta
 from specmask.data.sequences import pack_sequences, residue_encoder

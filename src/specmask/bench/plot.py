@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OURS, PLAIN = "#0b6e4f", "#b04a2f"
-_MODELS = ("#777777", PLAIN, OURS, "#2f5fb0")
+_MODELS = ("#777777", OURS, PLAIN, "#2f5fb0")
 _TICKS = (2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -111,8 +111,9 @@ def protein_figure(path: Path, points: Sequence[Point]) -> None:
                     label=f"{model}, {'plain' if sampler == 'ancestral' else 'self-speculative'}",
                 )
         axis.set_title(title, fontsize=10)
-        if key in ("excess", "substitutions"):
-            axis.set_yscale("symlog" if key == "substitutions" else "log")
+        if key == "excess":
+            axis.set_yscale("log")
+        axis.set_ylim(bottom=0 if key in ("unique", "substitutions") else None)
         _nfe_axis(axis)
         axis.set_xlabel("NFE (passes of the pretrained model)")
     axes.flat[0].legend(frameon=False, fontsize=8)

@@ -12,9 +12,10 @@ import numpy as np
 import tyro
 
 import specmask
+from specmask.checks import peak_memory
 from specmask.cli.canvases import residues
 from specmask.cli.options import train_config
-from specmask.cli.output import console, peak_memory, progress_bar
+from specmask.cli.output import console, progress_bar
 from specmask.cli.subwords import tokenise
 from specmask.cli.train import TrainOptions
 from specmask.data.documents import documents
