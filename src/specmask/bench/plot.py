@@ -141,7 +141,7 @@ def loss_figure(path: Path, log: Sequence[dict[str, Any]]) -> None:
             axis.plot(x, [row[f"{name}_bits"] for row in curves[kind]], color=colour, **style)
     axis.set_xscale("log")
     axis.set_xlabel("training tokens")
-    axis.set_ylabel("bits per character")
+    axis.set_ylabel("bits per token")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
