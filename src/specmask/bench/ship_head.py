@@ -72,8 +72,8 @@ binding, and designs from it are no therapeutics.
 
 `specmask adapt AntiBERTy_md_smooth --tokenizer vocab.txt --data heavy.fasta --out DIR`, recipe
 `antibody`: {steps} steps of {batch} rows, {tokens:.2f} M residues, {minutes:.0f} minutes on two CPU
-cores that had other work to do. Settings and losses: log.jsonl. The thin lines are of training, whose
-masks reveal few residues more often; validation is with uniform masks.
+cores that had other work to do. Settings and losses: log.jsonl. The thin lines are of training,
+whose masks reveal few residues more often; validation is with uniform masks.
 
 ![losses](losses.png)
 
