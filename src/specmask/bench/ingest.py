@@ -64,16 +64,19 @@ def make_fasta(path: Path, records: int) -> None:
 
 
 def make_text(path: Path, megabytes: int) -> None:
-    """Documents of a few paragraphs, of words whose frequencies fall as those of a language do."""
+    """Documents of a few paragraphs out of five thousand, of words whose frequencies fall as those
+    of a language do."""
     dice = random.Random(0)
     letters = "etaoinshrdlucmfwypvbgkjqxz"
     words = ["".join(dice.choices(letters, k=dice.randint(1, 9))) for _ in range(20_000)]
     weights = [1 / (k + 10) for k in range(len(words))]
     written = 0
+    sizes = (dice.randint(20, 200) for _ in range(5000))
+    paragraphs = [" ".join(dice.choices(words, weights, k=size)) for size in sizes]
     with path.open("w", encoding="utf-8") as file:
         while written < megabytes * 10**6:
-            line = " ".join(dice.choices(words, weights, k=dice.randint(20, 200)))
-            written += file.write(line + ("\n\n" if dice.random() < 0.3 else "\n"))
+            end = "\n\n" if dice.random() < 0.3 else "\n"
+            written += file.write(dice.choice(paragraphs) + end)
 
 
 # ----------------------------------------------------------------------------------------- steps
