@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 import specmask
 from specmask.cli import main
 from specmask.data.fasta import AMINO_ACIDS, read_fasta
+from specmask.data.sequences import SequenceStore
+from specmask.models.hybrid import is_new
 
 transformers = pytest.importorskip("transformers")
 
@@ -61,7 +63,7 @@ def test_a_head_learns_what_no_independent_draft_can(protein_model: Path, tmp_pa
     assert drawn.text is not None
     assert all(set(text) <= set(AMINO_ACIDS) for text in drawn.text)
     weights = load_file(out / "model" / "model.safetensors")
-    assert all(name.startswith(("head.", "trunk.draft.")) for name in weights)
+    assert all(is_new(name) for name in weights)
 
 
 def test_the_plain_baseline_has_no_head(protein_model: Path, tmp_path: Path) -> None:
@@ -145,10 +147,33 @@ def test_data_free_rows_are_the_models_own(protein_model: Path, tmp_path: Path) 
     )
     own = specmask.sample(untouched, specmask.AnyOrder(), num=150, length=7, seed=0)
     assert torch.equal(rows, own.tokens)
+    assert len(SequenceStore(out / "data")) == 150
     other.mkdir()
     (other / "self.jsonl").write_text("\n".join(lines[:57]) + "\n[5, 6")  # torn by a kill
     assert adapt(protein_model, "self", other, "--self-rows", 150, *settings) == 0
     assert (other / "self.jsonl").read_text() == (out / "self.jsonl").read_text()
+
+
+def test_data_free_rows_can_be_added_to(protein_model: Path, tmp_path: Path) -> None:
+    """What was drawn for a shorter run counts; fewer than are there are the first of them."""
+    out, settings = tmp_path / "run", ("--self-length", 7, "--steps", 4)
+    assert adapt(protein_model, "self", out, "--self-rows", 60, *settings) == 0
+    drawn = (out / "self.jsonl").read_text()
+    for count in (100, 80):
+        for left in ("checkpoints", "model", "log.jsonl"):
+            path = out / left
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert adapt(protein_model, "self", out, "--self-rows", count, *settings) == 0
+        assert len(SequenceStore(out / "data")) == count
+        lines = (out / "self.jsonl").read_text()
+        assert len(lines.splitlines()) == 101
+        assert lines.startswith(drawn)
+
+
+def test_low_rank_updates_adapt_the_draft(protein_model: Path, tmp_path: Path) -> None:
+    data, out = copies(tmp_path / "copies.fasta", 200), tmp_path / "run"
+    assert adapt(protein_model, data, out, "--draft", "lora", "--lora-rank", 2, "--steps", 6) == 0
+    assert specmask.load(out / "model").network.config.lora_rank == 2  # type: ignore[attr-defined]
 
 
 def test_an_interrupted_run_goes_on(protein_model: Path, tmp_path: Path) -> None:
@@ -182,6 +207,10 @@ def refused(capsys: pytest.CaptureFixture[str], *expected: str) -> None:
         (">a\n" + "A" * 40 + "\n" + ">b\nACD\n", (), ("14 tokens", "crop")),
         (">a\nACDE\n", (), ("too few",)),
         (">a\nACDE\n", ("--draft", "frozen", "--head", "none"), ("nothing to train",)),
+        (">a\nACDE\n", ("--draft", "frozen", "--draft-layers", "2"), ("leave one of the two out",)),
+        (">a\nACDE\n", ("--draft", "lora", "--draft-layers", "1"), ("leave one of the two out",)),
+        (">a\nACDE\n", ("--draft", "lora", "--frozen-trunk", "False"), ("leave one of the two",)),
+        (">a\nACDE\n", ("--draft", "lora", "--lora-rank", "0"), ("lora_rank=0", "at least 1")),
         (">a\nACDE\n", ("--length", "99"), ("length=99", "14")),
         (">a\nACDE\n", ("--lr", "-1"), ("lr",)),
     ],

@@ -20,10 +20,12 @@ import specmask
 from refusal import refuse
 from specmask import Ancestral, AnyOrder, CosineWindow, FullWindow, Speculative, UserError
 from specmask.models.checkpoint import Model
-from specmask.models.hybrid import DraftNetwork, HybridNetwork
+from specmask.models.hybrid import LOW_RANK, DraftNetwork, HybridNetwork, is_new
 from specmask.models.pretrained import from_pretrained_trunk
 from specmask.models.pretrained_trunk import PretrainedConfig, PretrainedTrunk, build_network
 from specmask.models.zoo import zoo_folder
+from specmask.training import optimizers
+from specmask.training.config import TrainConfig
 from specmask.training.loss import loss_terms
 
 transformers = pytest.importorskip("transformers")
@@ -93,7 +95,7 @@ def shake(network: DraftNetwork, std: float = 0.3, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if name.startswith(("head.", "trunk.draft.")) and parameter.ndim == 2:
+            if is_new(name) and parameter.ndim == 2:
                 parameter.normal_(0, std, generator=generator)
 
 
@@ -228,10 +230,12 @@ def test_a_trunk_of_parts() -> None:
 # ---------------------------------------------------------------------------------- at step zero
 
 
-@pytest.mark.parametrize("draft_layers", [0, 2])
+@pytest.mark.parametrize("draft", [{}, {"draft_layers": 2}, {"lora_rank": 3}])
 @pytest.mark.parametrize("head_layers", [1, 2])
-def test_both_laws_begin_as_the_originals(bert: Path, draft_layers: int, head_layers: int) -> None:
-    network: Any = adapted(bert, draft_layers=draft_layers, head_layers=head_layers).network
+def test_both_laws_begin_as_the_originals(
+    bert: Path, draft: dict[str, int], head_layers: int
+) -> None:
+    network: Any = adapted(bert, head_layers=head_layers, **draft).network
     plain: Any = adapted(bert, head_layers=0).network
     network.double(), plain.double()
     assert isinstance(network, HybridNetwork)
@@ -379,6 +383,36 @@ def loss(network: DraftNetwork) -> Tensor:
     return loss_terms(network, tokens, order, torch.tensor([0, 2, 5, 6]), lengths).total
 
 
+def test_low_rank_updates_move_the_draft_and_leave_the_trunk(bert: Path) -> None:
+    """Every linear map of the pretrained blocks gets one; the first step already moves the draft,
+    and the weights they stand beside get no gradient."""
+    network: Any = adapted(bert, lora_rank=2).network
+    updates = {n for n, _ in network.named_parameters() if LOW_RANK in n}
+    assert len(updates) == 2 * 6 * BERT["num_hidden_layers"]  # query, key, value, out, two of MLP
+    before = network.trunk(rows(2, 6)).detach()
+    loss(network).backward()
+    assert network.trunk.frozen
+    trained = {n for n, p in network.named_parameters() if p.grad is not None}
+    assert updates < trained
+    assert all(is_new(name) for name in trained)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.grad is not None:
+                parameter -= parameter.grad
+    assert not torch.equal(network.trunk(rows(2, 6)), before)
+
+
+def test_low_rank_updates_are_not_for_muon(bert: Path) -> None:
+    """It would give their product full rank and full size from the first step."""
+    network = adapted(bert, lora_rank=2).network
+    config = TrainConfig(steps=1, batch_size=1, warmup=0, optimizer="muon", frozen_trunk=True)
+    groups = optimizers.build(network, config)  # type: ignore[arg-type]
+    names = {o: [n for g in groups[o].param_groups for n in g["names"]] for o in groups}
+    assert names["muon"]
+    assert not any(LOW_RANK in name for name in names["muon"])
+    assert any(LOW_RANK in name for name in names["adamw"])
+
+
 @pytest.mark.parametrize("draft_layers", [0, 1])
 def test_a_frozen_trunk_keeps_nothing_for_gradients(bert: Path, draft_layers: int) -> None:
     """No gradient, and no tensor saved for one, in the whole pass through the pretrained model."""
@@ -396,7 +430,7 @@ def test_a_frozen_trunk_keeps_nothing_for_gradients(bert: Path, draft_layers: in
     assert hidden.requires_grad == bool(draft_layers)
     loss(network).backward()
     with_gradient = {n for n, p in network.named_parameters() if p.grad is not None}
-    own = {n for n in dict(network.named_parameters()) if n.startswith(("head.", "trunk.draft."))}
+    own = {name for name, _ in network.named_parameters() if is_new(name)}
     assert with_gradient <= own
     assert "head.out.weight" in with_gradient
     assert ("trunk.draft.out.weight" in with_gradient) == bool(draft_layers)
@@ -427,7 +461,8 @@ def test_a_network_without_a_head_learns_its_draft_alone(bert: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"draft_layers": 1}, {"draft_layers": 1, "head_layers": 0}]
+    "settings",
+    [{}, {"draft_layers": 1}, {"draft_layers": 1, "head_layers": 0}, {"lora_rank": 4}],
 )
 def test_round_trip(bert: Path, tmp_path: Path, settings: dict[str, int]) -> None:
     model = adapted(bert, **settings)
@@ -444,13 +479,17 @@ def test_round_trip(bert: Path, tmp_path: Path, settings: dict[str, int]) -> Non
     assert all(set(text) <= set(SYMBOLS) and len(text) == 12 for text in first.text)
 
 
-def test_the_folder_holds_no_third_party_weight(bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("draft", [{"draft_layers": 1}, {"lora_rank": 4}])
+def test_the_folder_holds_no_third_party_weight(
+    bert: Path, tmp_path: Path, draft: dict[str, int]
+) -> None:
     from safetensors.torch import load_file
 
-    model = adapted(bert, draft_layers=1)
+    model = adapted(bert, **draft)
     specmask.save(tmp_path / "saved", model.network, model.tokenizer)  # type: ignore[arg-type]
     names = load_file(tmp_path / "saved" / "model.safetensors").keys()
-    assert all(name.startswith(("head.", "trunk.draft.")) for name in names)
+    assert all(is_new(name) for name in names)
+    assert any(not name.startswith("head.") for name in names)
 
 
 def test_a_trunk_that_moved_is_found_by_hand(bert: Path, tmp_path: Path) -> None:
@@ -528,6 +567,8 @@ def test_a_vocabulary_that_will_not_do(bert: Path, names: list[str], expected: s
         ({"length": 0}, "length=0"),
         ({"head_layers": -1}, "head_layers=-1"),
         ({"draft_layers": 1.5}, "draft_layers=1.5"),
+        ({"lora_rank": -1}, "lora_rank=-1"),
+        ({"lora_rank": 10_000}, "lora_rank=10000"),
         ({"kind": "maskd"}, "Did you mean 'masked'"),
         ({"forbid": ["Z"]}, "'Z'"),
         ({"forbid": list(SYMBOLS)}, "every symbol"),

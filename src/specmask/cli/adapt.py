@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 import tyro
 
 import specmask
-from specmask.checks import peak_memory
+from specmask.checks import peak_memory, whole
 from specmask.cli.canvases import residues
 from specmask.cli.options import train_config
 from specmask.cli.output import console, progress_bar
@@ -28,6 +31,7 @@ from specmask.models.pretrained import from_pretrained_trunk, save_trunk
 from specmask.models.pretrained_trunk import Kind
 from specmask.recipes.adaptations import Adaptation, adaptation
 from specmask.samplers import AnyOrder
+from specmask.training.config import TrainConfig
 from specmask.training.loop import train
 
 _PACKED = ("", ".gz", ".xz")
@@ -41,20 +45,23 @@ class Adapt:
     """Name or folder of a masked language model of Transformers."""
     data: str
     """FASTA or text (.txt, .jsonl, .parquet), compressed or not; or self: rows that the model
-    itself draws, one position a pass, where its training data is not to be had. (required)"""
+    itself draws, one position a pass, where its training data is not to be had."""
     out: Path
     """Folder of the run: data/, log.jsonl, checkpoints/, model/."""
     tokenizer: str | None = None
     """Name or folder to take the tokenizer from, or a vocab.txt, if the model has none."""
     recipe: str = "antibody"
     """antibody: the draft adapted too, on two cores in half an hour; uniref50: the paper's."""
-    draft: Literal["block", "frozen"] | None = None
+    draft: Literal["block", "lora", "frozen"] | None = None
     """block: a new bidirectional block before the prediction head, trained with the causal head;
-    frozen: the draft stays the pretrained model's. Default the recipe's."""
+    lora: low-rank updates inside the pretrained model, by peft, instead; frozen: the draft stays
+    the pretrained model's. Default the recipe's."""
     head: Literal["causal", "none"] = "causal"
     """none: no causal head, the draft alone is adapted: the plain baseline on the same rows."""
     draft_layers: int | None = None
     """New bidirectional blocks, with --draft block; default the recipe's."""
+    lora_rank: int = 32
+    """Rank of the updates, with --draft lora."""
     head_layers: int | None = None
     """Causal blocks, with --head causal; default the recipe's."""
     kind: Kind = "masked"
@@ -68,7 +75,7 @@ class Adapt:
     """A FASTA record with a residue that the model has no symbol for: refuse the file, or leave
     out the record."""
     self_rows: int = 1000
-    """With --data self: rows to draw."""
+    """With --data self: rows to draw; what an earlier run of --out has drawn counts."""
     self_length: int | None = None
     """With --data self: their length; default --length."""
     self_batch: int = 32
@@ -82,20 +89,27 @@ class Adapt:
     resume: bool = False
     """Continue from the newest sound checkpoint in --out."""
     train: tyro.conf.OmitArgPrefixes[TrainOptions] = field(default_factory=TrainOptions)
+    """How it is trained; what is left out is the recipe's."""
 
 
 def run_adapt(args: Adapt) -> None:
     """`specmask adapt`."""
     plan = adaptation(args.recipe)
     config = train_config(plan.train, args.train)
-    draft_layers, head_layers = _new_layers(args, plan)
-    if not draft_layers and not head_layers:
+    draft_layers, lora_rank, head_layers = _new_parts(args, plan)
+    if not draft_layers and not lora_rank and not head_layers:
         raise UserError("--draft frozen with --head none leaves nothing to train")
+    if lora_rank and not config.frozen_trunk:
+        raise UserError(
+            "--draft lora with --frozen-trunk False: low-rank updates stand in for training the "
+            "trunk; leave one of the two out"
+        )
     model = from_pretrained_trunk(
         args.model,
         tokenizer=args.tokenizer,
         kind=args.kind,
         draft_layers=draft_layers,
+        lora_rank=lora_rank,
         head_layers=head_layers,
         length=args.length,
         revision=args.revision,
@@ -106,7 +120,7 @@ def run_adapt(args: Adapt) -> None:
     assert isinstance(network, DraftNetwork)
     if not config.frozen_trunk:
         network.requires_grad_(True)
-    store = _rows(model, args, config.seed)
+    store = _rows(model, args, config)
     training, validation, _ = split(store, validation=0.02, test=0.02)
     if not len(training) or not len(validation):
         raise UserError(
@@ -144,26 +158,35 @@ def run_adapt(args: Adapt) -> None:
     )
 
 
-def _new_layers(args: Adapt, plan: Adaptation) -> tuple[int, int]:
-    """Blocks for the draft and for the head: as asked for, or else the recipe's."""
-    draft, head = plan.draft_layers, plan.head_layers
+def _new_parts(args: Adapt, plan: Adaptation) -> tuple[int, int, int]:
+    """Blocks for the draft, rank of its updates, blocks for the head: as asked, or the recipe's."""
+    draft, rank, head = plan.draft_layers, 0, plan.head_layers
+    if args.draft_layers is not None and args.draft in ("frozen", "lora"):
+        raise UserError(
+            f"--draft-layers {args.draft_layers} with --draft {args.draft}: new blocks come with "
+            "--draft block; leave one of the two out"
+        )
     if args.draft_layers is not None:
         draft = args.draft_layers
     elif args.draft == "block":
         draft = max(draft, 1)
     if args.head_layers is not None:
         head = args.head_layers
-    return 0 if args.draft == "frozen" else draft, 0 if args.head == "none" else head
+    if args.draft == "lora":
+        rank = whole("lora_rank", args.lora_rank, 1)
+    if args.draft in ("frozen", "lora"):
+        draft = 0
+    return draft, rank, 0 if args.head == "none" else head
 
 
 # ------------------------------------------------------------------------------------------ rows
 
 
-def _rows(model: Model, args: Adapt, seed: int) -> SequenceStore:
+def _rows(model: Model, args: Adapt, config: TrainConfig) -> SequenceStore:
     """The rows to train on, as ids on disk; made once in `out/data`."""
     folder = args.out / "data"
     if args.data == "self":
-        return _drawn_rows(model, args, folder, seed)
+        return _drawn_rows(model, args, folder, config)
     path = Path(args.data)
     suffix = path.with_suffix("").suffix if path.suffix in _PACKED else path.suffix
     if suffix in FASTA:
@@ -194,15 +217,21 @@ def _fasta_rows(model: Model, args: Adapt, path: Path, folder: Path) -> Sequence
     return SequenceStore(folder)
 
 
-def _drawn_rows(model: Model, args: Adapt, folder: Path, seed: int) -> SequenceStore:
-    """Rows of the model's own any-order law, drawn once: what is there is kept."""
+def _drawn_rows(model: Model, args: Adapt, folder: Path, config: TrainConfig) -> SequenceStore:
+    """Rows of the model's own any-order law, drawn once: what is there is kept.
+
+    In the precision of the training: the law that the draft then has."""
     length = args.self_length or model.network.length
     file = args.out / "self.jsonl"
-    about = {"model": args.model, "length": length, "seed": seed, "rows": args.self_rows}
-    _draw(model, args, file, about)
+    about = {"model": args.model, "length": length, "seed": config.seed}
+    about |= {"precision": config.precision}
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+        _draw(model, args, file, about)
+    if folder.exists() and len(SequenceStore(folder)) != args.self_rows:
+        shutil.rmtree(folder)  # packed when fewer rows or more were asked for
     if not folder.exists():
         pack_sequences(
-            _read_drawn(file),
+            itertools.islice(_read_drawn(file), args.self_rows),
             lambda text: np.array(text.split(), dtype=np.uint16),
             folder,
         )

@@ -44,7 +44,8 @@ def _field_docs(owner: type) -> dict[str, str]:
 def optional(tables: dict[str, type], skip: frozenset[str] = frozenset()) -> list[Any]:
     """One optional field for every setting that any of the dataclasses has.
 
-    So a sampler that is added to `SAMPLERS` has its settings on the command line at once.
+    So a sampler that is added to `SAMPLERS` has its settings on the command line at once. A table
+    without a name is one that a recipe fills: its own defaults do not hold, and are not told.
     """
     types: dict[str, Any] = {}
     helps: dict[str, list[str]] = {}
@@ -57,7 +58,7 @@ def optional(tables: dict[str, type], skip: frozenset[str] = frozenset()) -> lis
             word = hint is Window or get_origin(hint) is Literal
             types.setdefault(item.name, str if word else hint)
             default = "" if item.default is MISSING else f" [{show(item.default)}]"
-            prefix = f"{name}{default}: " if name else f"{default.lstrip()} "
+            prefix = f"{name}{default}: " if name else ""
             helps.setdefault(item.name, []).append(f"{prefix}{docs[item.name]}")
     return [
         (name, Annotated[kind | None, _option(kind, helps[name])], field(default=None))

@@ -51,7 +51,9 @@ class Train:
     """Continue from the newest sound checkpoint in --out."""
     subwords: tyro.conf.OmitArgPrefixes[SubwordOptions] = field(default_factory=SubwordOptions)
     network: tyro.conf.OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
+    """The network's sizes; what is left out is the recipe's."""
     train: tyro.conf.OmitArgPrefixes[TrainOptions] = field(default_factory=TrainOptions)
+    """How it is trained; what is left out is the recipe's."""
 
 
 def run_train(args: Train) -> None:

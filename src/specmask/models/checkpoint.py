@@ -23,7 +23,7 @@ from torch import Tensor
 
 from specmask.checks import check_device
 from specmask.errors import UserError, unknown
-from specmask.models.hybrid import DraftNetwork, HybridConfig, HybridTransformer
+from specmask.models.hybrid import DraftNetwork, HybridConfig, HybridTransformer, is_new
 from specmask.models.protocol import Denoiser
 from specmask.models.zoo import ZOO, zoo_folder
 
@@ -200,8 +200,8 @@ def load(
     config = _read_config(folder)
     state = _read_weights(folder, config)
     network = _build(folder, config, trunk)
-    if any(name.startswith("trunk.backbone.") for name in state):  # trained along with the head
-        network.requires_grad_(True)
+    if config["architecture"] == "pretrained" and not all(is_new(name) for name in state):
+        network.requires_grad_(True)  # trained along with the head
     _check_names(folder, network.own_state(), state)
     # Some settings (heads, residual) fit the same tensors, but change what is computed with them.
     if config["sha256"].get("network") != _digest(config["network"]):

@@ -261,6 +261,15 @@ class HybridPrefix:
 # --------------------------------------------------------------------------------------- network
 
 
+LOW_RANK = ".lora_"
+"""In the name of a weight that peft put beside a pretrained one."""
+
+
+def is_new(name: str) -> bool:
+    """Whether a weight, by its name, is new on a pretrained trunk."""
+    return name.startswith(("head.", "trunk.draft.")) or LOW_RANK in name
+
+
 def named_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state with each shared tensor once, under its first name."""
     names: dict[int, str] = {}
@@ -293,13 +302,13 @@ class DraftNetwork(nn.Module):
     def freeze_trunk(self) -> None:
         """Leave the trunk as it is: what stays to be trained is new on it."""
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.startswith(("head.", "trunk.draft.")))
+            parameter.requires_grad_(is_new(name))
 
     def own_state(self) -> dict[str, Tensor]:
         """The weights that are ours to save: all but those of a frozen pretrained trunk."""
         state = named_once(self.state_dict(keep_vars=True))
         if getattr(self.trunk, "frozen", False):
-            state = {n: t for n, t in state.items() if n.startswith(("head.", "trunk.draft."))}
+            state = {name: tensor for name, tensor in state.items() if is_new(name)}
         return state
 
     def features(

@@ -33,6 +33,7 @@ def from_pretrained_trunk(
     tokenizer: str | Path | None = None,
     kind: Kind = "masked",
     draft_layers: int = 0,
+    lora_rank: int = 0,
     head_layers: int = 1,
     residual: bool = True,
     length: int | None = None,
@@ -51,6 +52,8 @@ def from_pretrained_trunk(
         kind: masked; decoder, a left-to-right network that looks both ways (LLaDA);
             shifted-decoder, one whose output at a position predicts the next (Dream).
         draft_layers: new bidirectional blocks before the prediction head, to adapt the draft too.
+        lora_rank: rank of the updates inside the pretrained blocks (LoRA), which adapt the draft
+            too; needs peft.
         head_layers: causal blocks; 0 makes a model that drafts only.
         residual: see `HybridConfig`.
         length: longest row, at most what the model's positions allow, which is the default.
@@ -96,6 +99,7 @@ def from_pretrained_trunk(
         heads=_heads(width, int(settings.num_attention_heads)),
         pretrained_layers=int(settings.num_hidden_layers),
         draft_layers=draft_layers,
+        lora_rank=lora_rank,
         head_layers=head_layers,
         residual=residual,
         trust_remote_code=trust_remote_code,

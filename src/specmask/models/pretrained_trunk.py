@@ -1,9 +1,9 @@
 """A masked language model of somebody else's as trunk, and what is new on it.
 
-The pretrained model's hidden states, its own prediction head, its positions, its padding and its
-special symbols are left as they are. What is new: optional bidirectional blocks between the two,
-which adapt the draft, and the causal head. All of it starts as the identity, so that at step 0 both
-laws are the pretrained model's.
+The pretrained model's weights, its own prediction head, its positions, its padding and its special
+symbols are left as they are. What is new: the causal head and, where the draft is adapted too,
+bidirectional blocks before the prediction head or low-rank updates inside the model (LoRA). All of
+it starts as the identity, so that at step 0 both laws are the pretrained model's.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from specmask.checks import whole
+from specmask.checks import optional_package, whole
 from specmask.errors import unknown
 from specmask.models.blocks import Blocks, padding_mask, root_mean_square, rotary_angles, unit
-from specmask.models.hybrid import DraftNetwork, Head, HybridNetwork, initialise
+from specmask.models.hybrid import LOW_RANK, DraftNetwork, Head, HybridNetwork, initialise
 
 Kind = Literal["masked", "decoder", "shifted-decoder"]
 
@@ -62,6 +62,8 @@ class PretrainedConfig:
     """Its blocks."""
     draft_layers: int = 0
     """New bidirectional blocks before its prediction head."""
+    lora_rank: int = 0
+    """Rank of the updates to all linear maps inside the pretrained blocks; 0 for none."""
     head_layers: int = 1
     """Causal blocks; 0 makes a model that drafts only."""
     residual: bool = True
@@ -76,6 +78,7 @@ class PretrainedConfig:
             whole(name, getattr(self, name), 1)
         for name in ("draft_layers", "head_layers"):
             whole(name, getattr(self, name), 0, 64)
+        whole("lora_rank", self.lora_rank, 0, self.width)
         if self.kind not in get_args(Kind):
             raise unknown("kind of trunk", self.kind, get_args(Kind))
 
@@ -142,12 +145,14 @@ class PretrainedTrunk(nn.Module):
     @property
     def frozen(self) -> bool:
         """Whether no weight of the pretrained model is trained."""
-        return not any(p.requires_grad for p in self.backbone.parameters())
+        weights = self.backbone.named_parameters()
+        return not any(p.requires_grad for name, p in weights if LOW_RANK not in name)
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, L) tokens → (B, L, C): the model's last hidden states, adapted."""
-        # Where the pretrained model is frozen, nothing of its pass is kept for a gradient.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        # Where nothing inside the pretrained model is trained, nothing of its pass is kept.
+        trained = any(p.requires_grad for p in self.backbone.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             hidden = self._hidden(tokens, lengths)
         return hidden if self.draft is None else self.draft(hidden, lengths)
 
@@ -223,6 +228,8 @@ def build_network(trunk: PretrainedTrunk, seed: int = 0) -> DraftNetwork:
         if trunk.draft is not None:
             initialise(trunk.draft, depth=config.draft_layers)
             nn.init.zeros_(trunk.draft.out.weight)
+        if config.lora_rank:
+            add_low_rank(trunk.backbone, config.lora_rank)
         if config.head_layers:
             head = Head(
                 *(config.width, config.heads, config.head_layers, config.hidden),
@@ -235,3 +242,15 @@ def build_network(trunk: PretrainedTrunk, seed: int = 0) -> DraftNetwork:
             network = DraftNetwork(trunk, **sizes)
     network.freeze_trunk()
     return network.eval()
+
+
+def add_low_rank(backbone: nn.Module, rank: int) -> None:
+    """Put an update of some rank beside every linear map of a model; at first it adds nothing.
+
+    LoRA (arXiv 2106.09685), by peft.
+    """
+    library = optional_package("peft", "low-rank updates of a pretrained trunk need")
+    maps = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
+    library.inject_adapter_in_model(
+        library.LoraConfig(r=rank, lora_alpha=rank, target_modules=maps), backbone
+    )

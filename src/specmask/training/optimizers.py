@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from specmask.models.hybrid import LOW_RANK
 from specmask.training.config import TrainConfig
 from specmask.training.ema import trained
 
@@ -41,14 +42,15 @@ def block_matrices(network: nn.Module) -> Named:
 
     Blocks are the members of module lists. Embeddings and maps to the vocabulary stand outside:
     their rows are symbols, which orthogonalising would force to equal size
-    (https://kellerjordan.github.io/posts/muon/).
+    (https://kellerjordan.github.io/posts/muon/). So do the two factors of a low-rank update:
+    Muon would give their product its full rank and size from the first step.
     """
     lists = [name for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]
     inside = tuple(f"{name}." for name in lists)
     return {
         name: p
         for name, p in trained(network).items()
-        if name.startswith(inside) and _is_map(network, name)
+        if name.startswith(inside) and LOW_RANK not in name and _is_map(network, name)
     }
 
 
