@@ -48,13 +48,17 @@ def check_device(device: str | torch.device) -> None:
         raise UserError(f"device {device}: torch cannot compute there ({reason})") from None
 
 
-def optional_package(name: str, who: str, extra: str = "pretrained") -> Any:
-    """A package, or a module of one, that only some inputs need; `who` needs it."""
+def optional_package(name: str, who: str, extra: str | None = "pretrained") -> Any:
+    """A package, or a module of one, that only some inputs need; `who` needs it.
+
+    `extra` names the extra of ours that has it; None is for a package that none has.
+    """
     try:
         return importlib.import_module(name)
     except ImportError:
         package = name.partition(".")[0]
-        raise UserError(f"{who} the package {package}: pip install 'specmask[{extra}]'") from None
+        install = package if extra is None else f"'specmask[{extra}]'"
+        raise UserError(f"{who} the package {package}: pip install {install}") from None
 
 
 def whole_numbers(

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import specmask
 from refusal import refuse
-from specmask.bench.proteins import UNTOUCHED, Proteins, curves, main, rows_of_one_length
+from specmask.bench.proteins import (
+    HELD_OUT,
+    UNTOUCHED,
+    Proteins,
+    curves,
+    main,
+    rows_of_one_length,
+    with_structures,
+)
 from specmask.bench.recombination import RecombinationLaw
 from specmask.bench.run import read_points
 from specmask.data.fasta import AMINO_ACIDS
@@ -125,6 +135,58 @@ def test_laws_are_those_of_the_library(args: Proteins) -> None:
         p for p in laws if p["settings"]["window"] == "cosine:0.17" and p["settings"]["rounds"] == 2
     ]
     assert point["each"]["nats"] == pytest.approx(found.tolist(), abs=2e-5)
+
+
+class Folded:
+    """What IgFold says of a sequence, as far as it is read: as many Å as the sequence has A's."""
+
+    def __init__(self, sequence: str) -> None:
+        self.prmsd = torch.full((1, len(sequence), 4), float(sequence.count("A")))
+
+
+class Runner:
+    calls = 0
+
+    def __init__(self, num_models: int, verbose: bool) -> None:
+        assert num_models == 1
+
+    def predict(self, chains: list[dict[str, str]]) -> list[Folded]:
+        Runner.calls += len(chains)
+        return [Folded(chain["H"]) for chain in chains]
+
+
+def test_structures_are_predicted_of_samples_and_of_the_data(
+    args: Proteins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "igfold", SimpleNamespace(IgFoldRunner=Runner))
+    monkeypatch.setattr(Runner, "calls", 0)
+    main(replace(args, fold=4))
+    points = read_points(args.out / "results.jsonl")
+    folds = [p for p in points if p["kind"] == "structure"]
+    samples = [p for p in points if p["kind"] == "samples"]
+    assert len(folds) == len(samples) + 1
+    for p in with_structures(points):
+        if p["kind"] == "samples":
+            counts = [float(s.count("A")) for s in p["sequences"][:4]]
+            assert p["each"]["rmsd"] == pytest.approx(counts)
+            assert p["rmsd"] == pytest.approx(sum(counts) / 4)
+    (data,) = [p for p in folds if p["model"] == HELD_OUT]
+    with args.data.open() as file:
+        first = [line.strip() for line in file if not line.startswith(">")][:4]
+    assert data["each"]["rmsd"] == pytest.approx([float(s.count("A")) for s in first])
+    table = (args.out / "table.md").read_text()
+    assert "predicted RMSD, Å" in table
+    assert "| held-out | the data itself |" in table
+    calls = Runner.calls
+    main(replace(args, fold=4))  # what is folded is kept
+    assert Runner.calls == calls
+
+
+def test_without_igfold_it_says_what_to_install(
+    args: Proteins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "igfold", None)
+    refuse(lambda: main(replace(args, rows=0, samples=2, fold=2)), "igfold", "pip install igfold")
 
 
 def test_bad_input(args: Proteins) -> None:

@@ -104,7 +104,7 @@ def factors_at_equal(
 
 def _resample(point: Point, quality: str, generator: np.random.Generator, shared: int) -> Point:
     each = point["each"]
-    count = len(each["nfe"])
+    count = len(each["correct" if quality == "spelling" else quality])
     source = np.random.default_rng(shared) if point["kind"] == "law" else generator
     pick = source.integers(count, size=count)
     if quality == "spelling":  # a ratio of totals

@@ -72,6 +72,7 @@ def protein_figure(path: Path, points: Sequence[Point]) -> None:
         ("law", "excess", "exact nats per residue above the data's law"),
         ("law", "nats", "exact nats per residue, held-out rows"),
         ("samples", "judge", "judge's nats per residue of samples"),
+        ("samples", "rmsd", "predicted RMSD of samples (Å)"),
         ("samples", "substitutions", "framework substitutions per sample"),
         ("samples", "unique", "unique fraction of samples"),
         ("samples", "composition", "divergence of residue composition (nats)"),
@@ -84,7 +85,7 @@ def protein_figure(path: Path, points: Sequence[Point]) -> None:
     figure, axes = plt.subplots(
         lines, columns, figsize=(4.2 * columns, 3.6 * lines), layout="constrained", squeeze=False
     )
-    names = list(dict.fromkeys(p["model"] for p in points))
+    names = list(dict.fromkeys(p["model"] for p in points if "sampler" in p))
     for axis in axes.flat[len(there) :]:
         axis.axis("off")
     for axis, (kind, key, title) in zip(axes.flat, there, strict=False):

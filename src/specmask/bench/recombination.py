@@ -10,7 +10,6 @@ computation of generation probabilities of B- and T-cell receptor amino acid seq
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ import numpy as np
 import tyro
 from rich.progress import track
 
-from specmask.checks import check_seed, whole
+from specmask.checks import check_seed, optional_package, whole
 from specmask.errors import UserError, unknown
 
 CHAINS = {
@@ -169,12 +168,8 @@ def _numpy_seed(seed: int) -> Iterator[None]:
 
 
 def _olga(module: str = "") -> Any:
-    try:
-        return importlib.import_module(f"olga.{module}" if module else "olga")
-    except ImportError:
-        raise UserError(
-            "the exact recombination law needs the package olga: pip install olga"
-        ) from None
+    name = f"olga.{module}" if module else "olga"
+    return optional_package(name, "the exact recombination law needs", extra=None)
 
 
 # --------------------------------------------------------------------------------------- command
