@@ -11,6 +11,7 @@ import inspect
 from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse
@@ -18,22 +19,29 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 
 import specmask
-from oracle import tiny_network
+from oracle import chi_square, tiny_network
 from specmask import (
     SAMPLERS,
     Ancestral,
     AnyOrder,
+    Confidence,
     ConstantWindow,
     CosineWindow,
+    EntropyBound,
+    FirstHitting,
     Frame,
     FullWindow,
     HybridTransformer,
     LinearWindow,
     Samples,
     Speculative,
+    Threshold,
     UserError,
 )
 from specmask.masking import fixed_cuts, window_ends
+from specmask.models.protocol import Meter
+from specmask.samplers.base import Canvas, Uniforms
+from specmask.samplers.first_hitting import FirstHittingState
 
 VOCAB, LENGTH = 11, 32
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -55,6 +63,23 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "many": {"steps": 500, "counts": "fixed"},
         "one": {"steps": 1, "counts": "fixed", "temperature": 0.7, "top_p": 0.9},
     },
+    "confidence": {
+        "maskgit": {"steps": 6, "noise": 4.5},
+        "llada": {"steps": 40, "schedule": "linear", "temperature": 0.0},
+        "margin": {"steps": 5, "score": "margin", "top_p": 0.8},
+        "entropy": {"steps": 1, "score": "entropy"},
+        "top": {"score": "top", "temperature": 0.6},
+    },
+    "threshold": {
+        "low": {"threshold": 0.3},
+        "greedy": {"threshold": 0.5, "temperature": 0.0},
+        "tempered": {"threshold": 0.5, "temperature": 0.7, "top_p": 0.9},
+    },
+    "entropy_bound": {
+        "wide": {"gamma": 4.0},
+        "none": {"gamma": 0.0, "temperature": 0.7, "top_p": 0.9},
+    },
+    "first_hitting": {"tempered": {"temperature": 0.7, "top_p": 0.9}},
     "any_order": {
         "target": {"source": "target"},
         "left-to-right": {"order": "left-to-right", "temperature": 0.5},
@@ -157,6 +182,15 @@ def test_tempering_is_checked(name: str, settings: dict[str, float], expected: s
         (lambda: AnyOrder(order="confidence"), "expected one of left-to-right, random"),  # type: ignore[arg-type]
         (lambda: AnyOrder(source="targt"), "Did you mean 'target'"),  # type: ignore[arg-type]
         (lambda: Ancestral(steps=0), "steps=0"),
+        (lambda: Confidence(steps=0), "steps=0"),
+        (lambda: Confidence(score="marginn"), "Did you mean 'margin'"),  # type: ignore[arg-type]
+        (lambda: Confidence(schedule="cosin"), "Did you mean 'cosine'"),  # type: ignore[arg-type]
+        (lambda: Confidence(noise=-1), "noise=-1: expected a finite number at least 0"),
+        (lambda: Confidence(noise=float("nan")), "noise=nan"),
+        (lambda: Threshold(1.5), "threshold=1.5: expected a finite number from 0 to 1"),
+        (lambda: Threshold(float("nan")), "threshold=nan"),
+        (lambda: EntropyBound(-0.1), "gamma=-0.1"),
+        (lambda: EntropyBound(float("inf")), "gamma=inf"),
         (lambda: Ancestral(counts="fix"), "Did you mean 'fixed'"),  # type: ignore[arg-type]
         (lambda: Ancestral(schedule="cosin"), "Did you mean 'cosine'"),  # type: ignore[arg-type]
     ],
@@ -186,7 +220,8 @@ def test_a_row_does_not_depend_on_its_batch(case: str) -> None:
     shuffled = draw(case, rows=[5, 2, 900])
     assert_same_row(whole, 5, shuffled, 0)
     assert_same_row(whole, 2, shuffled, 1)
-    assert not torch.equal(shuffled.tokens[2], shuffled.tokens[1])
+    if CASES[case].temperature != 0:  # type: ignore[union-attr]
+        assert not torch.equal(shuffled.tokens[2], shuffled.tokens[1])
 
 
 @every_sampler
@@ -280,6 +315,11 @@ def test_passes_stay_within_their_bounds(case: str) -> None:
         if sampler.first == "verify":
             assert bool((verify >= trunk).all())
         assert bool((out.rejected <= verify).all())
+    if isinstance(sampler, FirstHitting):
+        assert torch.equal(trunk, free)
+    if isinstance(sampler, Confidence):
+        cuts = fixed_cuts(sampler.schedule, sampler.steps, LENGTHS - free, LENGTHS)
+        assert torch.equal(trunk, (cuts.diff(dim=1) > 0).sum(1))
     if isinstance(sampler, AnyOrder):
         assert torch.equal(trunk, free)
         assert torch.equal(verify, free if sampler.source == "target" else 0 * free)
@@ -291,6 +331,33 @@ def test_passes_stay_within_their_bounds(case: str) -> None:
             assert torch.equal(trunk, (cuts.diff(dim=1) > 0).sum(1))
     if not sampler.verifies:
         assert verify.tolist() == [0] * 7
+
+
+@pytest.mark.parametrize("sampler", [Confidence(), Threshold(), EntropyBound()])
+def test_a_heuristic_has_no_law_and_says_so(sampler: Any) -> None:
+    with pytest.raises(UserError, match=f"{type(sampler).__name__} has no tractable law"):
+        sampler.law()
+
+
+def test_first_hitting_times_are_those_of_the_continuous_process() -> None:
+    """Under the linear schedule each of D = 32 tokens is masked at time t with probability t: how
+    many still are at t = 1/2 is binomial. χ² at 1e-6, 6000 rows, wide bins."""
+    canvas = Canvas(
+        torch.full((6000, LENGTH), MASK), torch.full((6000,), LENGTH), torch.arange(6000), MASK
+    )
+    sampler, uniforms = FirstHitting(), Uniforms(3)
+    state = sampler.init(canvas, uniforms)
+    masked = torch.full((6000,), LENGTH)
+    meter = Meter(NETWORK, 6000, torch.device("cpu"))
+    last = state.time
+    for n in range(LENGTH, 0, -1):
+        state, _ = sampler.step(meter, state, uniforms)
+        assert isinstance(state, FirstHittingState)
+        assert bool((state.time < last).all())
+        last = state.time
+        masked = torch.where(state.time > 0.5, n - 1, masked)
+    law = torch.tensor(scipy.stats.binom(LENGTH, 0.5).pmf(range(LENGTH + 1)))
+    assert chi_square(torch.bincount(masked, minlength=LENGTH + 1), law) > 1e-6
 
 
 def test_first_accept_reveals_two_ranks_a_pass_at_least() -> None:

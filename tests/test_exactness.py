@@ -33,6 +33,7 @@ from specmask import (
     AnyOrder,
     ConstantWindow,
     CosineWindow,
+    FirstHitting,
     FullWindow,
     HybridTransformer,
     LinearWindow,
@@ -66,6 +67,7 @@ PLAIN = {
         "ancestral-linear": lambda **kw: Ancestral(3, "fixed", "linear", **kw),
         "any-order-draft": lambda **kw: AnyOrder("draft", **kw),
         "any-order-target": lambda **kw: AnyOrder("target", **kw),
+        "first-hitting": lambda **kw: FirstHitting(**kw),
     }.items()
 }
 SETTINGS = {**SPECULATIVE, **PLAIN}
@@ -89,7 +91,7 @@ def table(head_layers: int, temperature: float, top_p: float) -> likelihood.Cond
 
 
 @cache
-def scores(head_layers: int, sampler: Speculative | Ancestral | AnyOrder) -> Score:
+def scores(head_layers: int, sampler: Speculative | Ancestral | AnyOrder | FirstHitting) -> Score:
     """Probability and expected cost of every (order, row), each (orders, 243)."""
     law = sampler.law()
     score = specmask.score(table(head_layers, law.temperature, law.top_p), law)

@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     TRAIN_REVEALED = 6
     SCORE_ORDER = 7
     LENGTH = 8
+    SELECT = 9
 
 
 def philox(

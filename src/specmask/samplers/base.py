@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, Self
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from specmask.categorical import Purpose, draw, log_probabilities, uniform
-from specmask.errors import unknown
+from specmask.errors import UserError, unknown
 from specmask.masking import ORDERS, Law, order_by
 from specmask.models.protocol import Denoiser, Meter
 
@@ -112,6 +113,22 @@ def check_order(order: str, allowed: Sequence[str] = ORDERS) -> None:
     """Raise UserError unless `order` is one of the allowed names."""
     if order not in allowed:
         raise unknown("order", order, allowed)
+
+
+def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raise UserError unless a setting is a finite number from `low` to `high`."""
+    if not (low <= value <= high and math.isfinite(value)):
+        wanted = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
+        raise UserError(f"{name}={value}: expected a finite number {wanted}")
+
+
+def no_law(sampler: object) -> UserError:
+    """What `law` raises where the positions depend on what was drawn."""
+    return UserError(
+        f"{type(sampler).__name__} has no tractable law: where it reveals depends on what was "
+        "drawn. Its samples can be judged, its probabilities cannot; use e.g. Speculative or "
+        "Ancestral(counts='fixed') for an exact law"
+    )
 
 
 def initial_state(canvas: Canvas, uniforms: Uniforms, order: str) -> State:
