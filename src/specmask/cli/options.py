@@ -74,6 +74,8 @@ def _option(kind: Any, helps: list[str]) -> Any:
     return tyro.conf.arg(metavar=name, help=text, help_behavior_hint="")
 
 
+SAMPLER_HELP = tyro.conf.arg(help=f"One of: {', '.join(SAMPLERS)}.")
+
 if TYPE_CHECKING:
     SamplerOptions: TypeAlias = Any
 else:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -15,6 +15,7 @@ from specmask.bench.run import json_line, settings_of
 from specmask.checks import check_device
 from specmask.cli.canvases import Canvases, check_canvases, read_canvases
 from specmask.cli.options import (
+    SAMPLER_HELP,
     SamplerOptions,
     build_sampler,
     check_least,
@@ -51,8 +52,7 @@ class Sample:
     a FASTA of such templates, of which each gets --num samples."""
     lengths_from: Path | None = None
     """FASTA whose sequences say how long samples are: each row draws one of their lengths."""
-    sampler: str = "speculative"
-    """One of: speculative, ancestral, any_order."""
+    sampler: Annotated[str, SAMPLER_HELP] = "speculative"
     seed: int = 0
     """Names all random numbers."""
     first_row: int = 0

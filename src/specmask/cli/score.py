@@ -46,7 +46,8 @@ class Score:
     orders: int = 1
     """Random orders for each window; the mean bounds log p from below."""
     sampler: str = "speculative"
-    """One of: speculative, ancestral (with --counts fixed), any_order."""
+    """One with an exact law: speculative, ancestral (with --counts fixed), any_order,
+    first_hitting."""
     seed: int = 0
     """Names the orders."""
     batch_size: int = 64
