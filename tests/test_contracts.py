@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from typing import Any
 
 import pytest
@@ -24,26 +25,46 @@ from specmask import (
     SAMPLERS,
     Ancestral,
     AnyOrder,
+    AnySubset,
     Confidence,
     ConstantWindow,
     CosineWindow,
+    Dilated,
     EntropyBound,
     FirstHitting,
     Frame,
     FullWindow,
     HybridTransformer,
+    Klass,
     LinearWindow,
+    Optimal,
+    PathPlanning,
+    ReMDM,
+    RunningConfidence,
     Samples,
     Speculative,
+    Star,
     Threshold,
     UserError,
 )
-from specmask.masking import fixed_cuts, window_ends
+from specmask.masking import fixed_cuts, schedule_levels, window_ends
 from specmask.models.protocol import Meter
 from specmask.samplers.base import Canvas, Uniforms
 from specmask.samplers.first_hitting import FirstHittingState
 
 VOCAB, LENGTH = 11, 32
+
+
+def network(seed: int = 2) -> HybridTransformer:
+    """Float32 weights far from initialisation: a third of the drafts is rejected."""
+    return tiny_network(
+        1, vocab_size=VOCAB, length=LENGTH, width=16, scale=0.35, seed=seed, dtype=torch.float32
+    )
+
+
+PLANNER = specmask.wrap(network(3))
+REMASKING = (PathPlanning, ReMDM, RunningConfidence, Star)
+"""Samplers that may hide again what they have revealed."""
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "speculative": {
         "full": {"window": FullWindow()},
@@ -72,13 +93,53 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "threshold": {
         "low": {"threshold": 0.3},
+        "spaced": {"threshold": 0.2, "spacing": 8.0},
         "greedy": {"threshold": 0.5, "temperature": 0.0},
         "tempered": {"threshold": 0.5, "temperature": 0.7, "top_p": 0.9},
     },
     "entropy_bound": {
         "wide": {"gamma": 4.0},
+        "spaced": {"gamma": 4.0, "spacing": 4.0},
         "none": {"gamma": 0.0, "temperature": 0.7, "top_p": 0.9},
     },
+    "dilated": {
+        "row": {"block": 0, "skip": 0.3},
+        "three": {"block": 7, "base": 3, "skip": 0.9},
+        "one": {"block": 1, "temperature": 0.0},
+    },
+    "klass": {
+        "easy": {"threshold": 0.3, "epsilon": 0.5, "history": 1},
+        "blocks": {"threshold": 0.2, "epsilon": 5.0, "fallback": 3, "block": 8},
+        "spaced": {"threshold": 0.1, "epsilon": 9.0, "spacing": 8.0, "temperature": 0.7},
+    },
+    "star": {
+        "random": {"steps": 9, "score": "random"},
+        "early": {"steps": 7, "start": 1.0, "scale": 0.1},
+        "never": {"steps": 7, "start": 0.0, "schedule": "cosine"},
+        "tempered": {"steps": 5, "temperature": 0.7, "top_p": 0.9},
+    },
+    "remdm": {
+        "much": {"steps": 12, "eta": 0.5},
+        "rescale": {"steps": 12, "rule": "rescale", "eta": 0.9, "schedule": "cosine"},
+        "confidence": {"steps": 12, "rule": "confidence"},
+        "loop": {"steps": 20, "rule": "loop", "eta": 0.3, "top_p": 0.9},
+        "one": {"steps": 1, "temperature": 0.6},
+    },
+    "p2": {
+        "never": {"steps": 9, "eta": 0.0},
+        "much": {"steps": 9, "eta": 3.0, "schedule": "cosine"},
+        "planner": {"steps": 6, "planner": PLANNER},
+        "tempered": {"steps": 50, "temperature": 0.7, "top_p": 0.9},
+    },
+    "rcr": {
+        "few": {"steps": 5, "schedule": "cosine"},
+        "greedy": {"steps": 9, "temperature": 0.0},
+    },
+    "optimal": {
+        "profile": {"steps": 5, "profile": tuple(2.0 / (1 + i) for i in range(20))},
+        "many": {"steps": 99, "temperature": 0.7, "top_p": 0.9},
+    },
+    "any_subset": {"two": {"k": 2}, "many": {"k": 50, "temperature": 0.8}},
     "first_hitting": {"tempered": {"temperature": 0.7, "top_p": 0.9}},
     "any_order": {
         "target": {"source": "target"},
@@ -94,13 +155,6 @@ every_sampler = pytest.mark.parametrize("case", CASES)
 
 LENGTHS = torch.tensor([32, 5, 32, 1, 17, 32, 9])
 PADDING = 3  # what the tests put behind a row's end
-
-
-def network() -> HybridTransformer:
-    """Float32 weights far from initialisation: a third of the drafts is rejected."""
-    return tiny_network(
-        1, vocab_size=VOCAB, length=LENGTH, width=16, scale=0.35, seed=2, dtype=torch.float32
-    )
 
 
 NETWORK = network()
@@ -191,6 +245,31 @@ def test_tempering_is_checked(name: str, settings: dict[str, float], expected: s
         (lambda: Threshold(float("nan")), "threshold=nan"),
         (lambda: EntropyBound(-0.1), "gamma=-0.1"),
         (lambda: EntropyBound(float("inf")), "gamma=inf"),
+        (lambda: Dilated(block=-1), "block=-1"),
+        (lambda: Dilated(base=1), "base=1"),
+        (lambda: Dilated(skip=1.1), "skip=1.1"),
+        (lambda: Klass(threshold=2), "threshold=2"),
+        (lambda: Klass(epsilon=-1), "epsilon=-1"),
+        (lambda: Klass(history=0), "history=0"),
+        (lambda: Klass(fallback=0), "fallback=0"),
+        (lambda: Threshold(spacing=-1), "spacing=-1"),
+        (lambda: EntropyBound(spacing=float("nan")), "spacing=nan"),
+        (lambda: Star(steps=0), "steps=0"),
+        (lambda: Star(start=1.5), "start=1.5"),
+        (lambda: Star(scale=0), "scale=0"),
+        (lambda: Star(score="confidnce"), "Did you mean 'confidence'"),  # type: ignore[arg-type]
+        (lambda: ReMDM(rule="lop"), "Did you mean 'loop'"),  # type: ignore[arg-type]
+        (lambda: ReMDM(eta=1.5), "eta=1.5"),
+        (lambda: ReMDM(rule="loop", schedule="cosine"), "its schedule is linear"),
+        (lambda: ReMDM(t_on=0.05, t_off=0.5), "0 < t_off < t_on < 1"),
+        (lambda: ReMDM(alpha_on=1.0), "alpha_on=1.0"),
+        (lambda: PathPlanning(eta=-0.5), "eta=-0.5"),
+        (lambda: PathPlanning(steps=0), "steps=0"),
+        (lambda: RunningConfidence(schedule="cosin"), "Did you mean 'cosine'"),  # type: ignore[arg-type]
+        (lambda: Optimal(steps=0), "steps=0"),
+        (lambda: Optimal(profile=(1.0, float("nan"))), "profile: expected a tuple of finite"),
+        (lambda: Optimal(profile=("a",)), "profile: expected a tuple of numbers"),  # type: ignore[arg-type]
+        (lambda: AnySubset(k=1), "k=1"),
         (lambda: Ancestral(counts="fix"), "Did you mean 'fixed'"),  # type: ignore[arg-type]
         (lambda: Ancestral(schedule="cosin"), "Did you mean 'cosine'"),  # type: ignore[arg-type]
     ],
@@ -303,13 +382,18 @@ def test_passes_stay_within_their_bounds(case: str) -> None:
     free = (inside & (canvas == MASK)).sum(1)
     trunk, verify = out.trunk_passes, out.verify_passes
     share = NETWORK.trunk_layers, NETWORK.head_layers
-    expected = (share[0] * trunk + share[1] * verify).double() / sum(share)
+    extra = share[0] * trunk if getattr(sampler, "planner", None) else 0 * trunk
+    expected = (share[0] * trunk + share[1] * verify + extra).double() / sum(share)
     torch.testing.assert_close(out.nfe, expected)
     assert out.nfe.dtype == torch.float64
     assert torch.equal(trunk == 0, free == 0)
-    assert bool((trunk <= free).all())
     assert bool((out.rejected >= 0).all())
-    assert torch.equal(out.accepted + out.rejected, free)
+    if isinstance(sampler, REMASKING):
+        assert bool((trunk <= sampler.steps).all())
+        assert bool((out.accepted >= free).all())
+    else:
+        assert bool((trunk <= free).all())
+        assert torch.equal(out.accepted + out.rejected, free)
     if isinstance(sampler, Speculative):
         assert bool((verify <= sampler.rounds * trunk).all())
         if sampler.first == "verify":
@@ -317,7 +401,7 @@ def test_passes_stay_within_their_bounds(case: str) -> None:
         assert bool((out.rejected <= verify).all())
     if isinstance(sampler, FirstHitting):
         assert torch.equal(trunk, free)
-    if isinstance(sampler, Confidence):
+    if isinstance(sampler, Confidence | RunningConfidence):
         cuts = fixed_cuts(sampler.schedule, sampler.steps, LENGTHS - free, LENGTHS)
         assert torch.equal(trunk, (cuts.diff(dim=1) > 0).sum(1))
     if isinstance(sampler, AnyOrder):
@@ -329,11 +413,46 @@ def test_passes_stay_within_their_bounds(case: str) -> None:
         if sampler.counts == "fixed":
             cuts = fixed_cuts(sampler.schedule, sampler.steps, LENGTHS - free, LENGTHS)
             assert torch.equal(trunk, (cuts.diff(dim=1) > 0).sum(1))
+    if isinstance(sampler, Optimal):
+        assert torch.equal(trunk, free.clamp(max=sampler.steps))
+    if isinstance(sampler, AnySubset):
+        assert bool((trunk + verify <= free).all())
+    if isinstance(sampler, Dilated):
+        sizes = [min(sampler.block or n, n - k) for n, k in blocks_of(sampler, LENGTHS.tolist())]
+        most = sum(max(1, math.ceil(math.log(size, sampler.base) - 1e-9)) for size in sizes)
+        assert int(trunk.sum()) <= most
+    if isinstance(sampler, PathPlanning):
+        shares = schedule_levels(sampler.schedule, sampler.steps)
+        waiting = [(free * (1 - share) + 1e-9).floor() > 0 for share in shares[:-1]]
+        assert torch.equal(trunk, torch.stack(waiting).sum(0))
+    if isinstance(sampler, Star):
+        levels = schedule_levels(sampler.schedule, sampler.steps)
+        left = (free[:, None] * (1 - levels) - 1e-9).ceil()
+        late = 1 - torch.arange(sampler.steps) / sampler.steps <= sampler.start + 1e-9
+        assert torch.equal(trunk, ((left.diff(dim=1) < 0) | (late & (free > 0)[:, None])).sum(1))
     if not sampler.verifies:
         assert verify.tolist() == [0] * 7
 
 
-@pytest.mark.parametrize("sampler", [Confidence(), Threshold(), EntropyBound()])
+def blocks_of(sampler: Dilated, lengths: list[int]) -> list[tuple[int, int]]:
+    """Length of the row and start of the block, for every block of every row."""
+    return [(n, k) for n in lengths for k in range(0, n, sampler.block or n)]
+
+
+HEURISTICS = [
+    Confidence(),
+    Threshold(),
+    EntropyBound(),
+    Dilated(),
+    Klass(),
+    Star(),
+    ReMDM(),
+    PathPlanning(),
+    RunningConfidence(),
+]
+
+
+@pytest.mark.parametrize("sampler", HEURISTICS)
 def test_a_heuristic_has_no_law_and_says_so(sampler: Any) -> None:
     with pytest.raises(UserError, match=f"{type(sampler).__name__} has no tractable law"):
         sampler.law()
@@ -435,7 +554,9 @@ def test_the_vocabulary_is_met_inside_the_window_alone(case: str) -> None:
             alive = ~frame.finished
             revealed, lengths = frame.revealed[alive], frame.lengths[alive]
             assert len(value) == int(alive.sum())  # finished rows have left the batch
-            if isinstance(sampler, Speculative):
+            if isinstance(sampler, PathPlanning):  # known positions are proposed anew
+                limit = LENGTH
+            elif isinstance(sampler, Speculative):
                 ends = window_ends(sampler.window, revealed, lengths)
                 limit = int((ends - revealed).max())
             else:
@@ -509,7 +630,11 @@ def test_frames_tell_the_same_story_as_the_samples(case: str) -> None:
             else:
                 before, b = last[name]
                 assert frame.step == before.step + 1
-                assert_step(before, b, frame, k)
+                given = int((canvas[row, : LENGTHS[row]] != MASK).sum())
+                if isinstance(CASES[case], REMASKING):
+                    assert_rewrite(before, b, frame, k, given)
+                else:
+                    assert_step(before, b, frame, k)
             accepted[name] += int(frame.info.accepted[k])
             last[name] = frame, k
             if bool(frame.finished[k]):
@@ -541,6 +666,24 @@ def assert_step(before: Frame, b: int, after: Frame, k: int) -> None:
     assert set(places.tolist()) <= set(after.order[k, old:new].tolist())
     # (p − q)₊ is zero at a draft that was rejected.
     assert not bool((rejected[places] == after.tokens[k, places]).any())
+
+
+def assert_rewrite(before: Frame, b: int, after: Frame, k: int, given: int) -> None:
+    """One row's step from `before` to `after`, of a sampler that may hide again."""
+    info, old, new = after.info, int(before.revealed[b]), int(after.revealed[k])
+    first = before.order[b, :old].tolist()
+    now = after.order[k, :new].tolist()
+    kept = [d for d in first if d in set(now)]
+    assert now[: len(kept)] == kept  # what stays comes first, in its old order
+    assert kept[:given] == first[:given]
+    assert int(info.revealed[k]) == int(info.accepted[k]) == new - len(kept)
+    assert int(info.remasked[k]) == old - len(kept)
+    assert int(info.rejected[k]) == 0
+    assert torch.equal(after.tokens[k, kept], before.tokens[b, kept])
+    assert int(after.passes.trunk[k]) == int(before.passes.trunk[b]) + 1
+    hidden = after.order[k, new : int(after.lengths[k])]
+    assert bool((after.tokens[k, hidden] == MASK).all())
+    assert bool((after.tokens[k, now] != MASK).all())
 
 
 def test_text_is_decoded_without_padding() -> None:

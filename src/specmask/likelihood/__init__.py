@@ -18,6 +18,7 @@ from torch import Tensor
 from specmask.categorical import Purpose, uniform
 from specmask.checks import whole
 from specmask.likelihood.checks import Rows, check_complete, check_given, check_rows
+from specmask.likelihood.profile import nll_profile
 from specmask.likelihood.recursions import Score, score
 from specmask.likelihood.table import Conditionals, Progress, conditionals, fill_table
 from specmask.masking import Law, SpeculativeLaw, order_by, window_ends
@@ -34,6 +35,7 @@ __all__ = [
     "evaluate",
     "expected_passes",
     "log_prob",
+    "nll_profile",
     "orders_of",
     "random_orders",
     "score",

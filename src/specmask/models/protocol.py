@@ -69,21 +69,27 @@ class Verifier(Denoiser, Protocol):
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes made for each row, and what they cost in passes of the whole network."""
+    """Passes made for each row, and what they cost in passes of the whole network.
+
+    extra: float64 cost of networks beside it, a planner or a policy, in its layers.
+    """
 
     trunk: Tensor
     verify: Tensor
+    extra: Tensor
     trunk_layers: int
     head_layers: int
 
     @property
     def nfe(self) -> Tensor:
-        """(L_nc·n_t + L_c·n_v)/(L_nc + L_c) per row, float64 (method.md §5)."""
+        """(L_nc·n_t + L_c·n_v + extra)/(L_nc + L_c) per row, float64 (method.md §5)."""
         cost = self.trunk_layers * self.trunk.double() + self.head_layers * self.verify.double()
-        return cost / (self.trunk_layers + self.head_layers)
+        return (cost + self.extra) / (self.trunk_layers + self.head_layers)
 
     def take(self, rows: Tensor) -> Passes:
-        return replace(self, trunk=self.trunk[rows], verify=self.verify[rows])
+        return replace(
+            self, trunk=self.trunk[rows], verify=self.verify[rows], extra=self.extra[rows]
+        )
 
 
 class Meter:
@@ -97,6 +103,7 @@ class Meter:
         self.rows = torch.arange(rows, device=device)
         self._trunk = torch.zeros(rows, dtype=torch.int64, device=device)
         self._verify = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._extra = torch.zeros(rows, dtype=torch.float64, device=device)
         self.vocab_size, self.mask_id, self.length = (
             network.vocab_size,
             network.mask_id,
@@ -108,7 +115,11 @@ class Meter:
     def passes(self) -> Passes:
         """The counts so far, of every row the meter was made for."""
         return Passes(
-            self._trunk.clone(), self._verify.clone(), self.trunk_layers, self.head_layers
+            self._trunk.clone(),
+            self._verify.clone(),
+            self._extra.clone(),
+            self.trunk_layers,
+            self.head_layers,
         )
 
     def trunk(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -124,6 +135,10 @@ class Meter:
     def verify(self, prefix: Prefix, ranks: Tensor, drafts: Tensor) -> Tensor:
         self._verify[self.rows[prefix.rows]] += 1
         return self._verifier.verify(prefix, ranks, drafts)
+
+    def charge(self, layers: float | Tensor) -> None:
+        """Count a pass of a network beside this one, as so many layers of it; per row, or (B,)."""
+        self._extra[self.rows] += layers
 
     @property
     def _verifier(self) -> Verifier:

@@ -88,14 +88,7 @@ class Ancestral:
         )
 
     def step(self, model: Meter, state: State, uniforms: Uniforms) -> tuple[State, StepInfo]:
-        assert isinstance(state, AncestralState)
-        ahead = state.cuts.masked_fill(state.cuts <= state.revealed[:, None], state.cuts.max() + 1)
-        ends = ahead.amin(1)  # the next step that reveals something
-        hidden = model.trunk(state.tokens, state.lengths)
-        drafts = draw_drafts(model, hidden, state, ends, uniforms, self.temperature, self.top_p)
-        count = ends - state.revealed
-        ranked = place(state, drafts.ranks, drafts.tokens)
-        return reveal(state, ranked, count), plain_info(state, count)
+        return next_group(model, state, uniforms, self.temperature, self.top_p)
 
     def _cuts(self, canvas: Canvas, uniforms: Uniforms) -> Tensor:
         given = canvas.given.sum(1)
@@ -110,3 +103,17 @@ class Ancestral:
         per_step = torch.zeros(len(u), self.steps + 2, dtype=torch.int64, device=u.device)
         per_step.scatter_add_(1, step, torch.ones_like(step))
         return given[:, None] + per_step[:, : self.steps + 1].cumsum(1)
+
+
+def next_group(
+    model: Meter, state: State, uniforms: Uniforms, temperature: float, top_p: float
+) -> tuple[State, StepInfo]:
+    """One pass, and an independent draw of every rank up to the next cut."""
+    assert isinstance(state, AncestralState)
+    ahead = state.cuts.masked_fill(state.cuts <= state.revealed[:, None], state.cuts.max() + 1)
+    ends = ahead.amin(1)  # the next step that reveals something
+    hidden = model.trunk(state.tokens, state.lengths)
+    drafts = draw_drafts(model, hidden, state, ends, uniforms, temperature, top_p)
+    count = ends - state.revealed
+    ranked = place(state, drafts.ranks, drafts.tokens)
+    return reveal(state, ranked, count), plain_info(state, count)

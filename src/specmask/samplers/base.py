@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -61,7 +61,7 @@ class StepInfo:
 
     revealed: tokens revealed. accepted, rejected: drafts accepted and rejected.
     rounds: verify passes made. rejected_drafts: (B, L) the draft that was rejected at a position
-    in this step, −1 elsewhere.
+    in this step, −1 elsewhere. remasked: tokens known before the step and hidden by it.
     """
 
     revealed: Int64[Tensor, "rows"]
@@ -69,6 +69,7 @@ class StepInfo:
     rejected: Int64[Tensor, "rows"]
     rounds: Int64[Tensor, "rows"]
     rejected_drafts: Int64[Tensor, "rows length"]
+    remasked: Int64[Tensor, "rows"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,15 @@ class Sampler(Protocol):
 
     def law(self) -> Law:
         """The exact law along σ. Raises UserError where none is tractable."""
+        ...
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """A sampler with a network of its own, which must fit the one it samples from."""
+
+    def check(self, network: Denoiser) -> None:
+        """Raise UserError where it does not."""
         ...
 
 
@@ -246,4 +256,4 @@ def place(state: State, ranks: Tensor, tokens: Tensor) -> Int64[Tensor, "rows le
 def plain_info(state: State, count: Tensor, rounds: int = 0) -> StepInfo:
     """The info of a step that keeps all of its `count` drafts."""
     none = torch.zeros_like(count)
-    return StepInfo(count, count, none, none + rounds, torch.full_like(state.tokens, -1))
+    return StepInfo(count, count, none, none + rounds, torch.full_like(state.tokens, -1), none)

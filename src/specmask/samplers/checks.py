@@ -11,7 +11,7 @@ from specmask.checks import check_seed, token_rows, whole, whole_numbers
 from specmask.errors import UserError
 from specmask.models.checkpoint import Model, check_weights
 from specmask.models.protocol import Denoiser, Verifier
-from specmask.samplers.base import Canvas, Sampler
+from specmask.samplers.base import Canvas, Checks, Sampler
 
 
 def check_canvas(
@@ -68,8 +68,8 @@ def check_call(model: Model, sampler: Sampler, seed: int, batch_size: int) -> No
     """The rest of a call: what holds for every canvas.
 
     Raises:
-        UserError: seed or batch_size out of range, weights that are not finite, or a sampler that
-            needs a causal head where there is none.
+        UserError: seed or batch_size out of range, weights that are not finite, a sampler that
+            needs a causal head where there is none, or one whose own network does not fit.
     """
     check_seed(seed)
     whole("batch_size", batch_size, 1)
@@ -80,3 +80,5 @@ def check_call(model: Model, sampler: Sampler, seed: int, batch_size: int) -> No
             "none: use a sampler of the draft alone, e.g. Ancestral"
         )
     check_weights(network)
+    if isinstance(sampler, Checks):
+        sampler.check(network)

@@ -23,7 +23,7 @@ from specmask.samplers.base import (
     no_law,
     plain_info,
 )
-from specmask.samplers.selection import Score, best, check_score, commit, propose, scores
+from specmask.samplers.selection import Score, best, check_score, commit, propose, scores, spaced
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,9 @@ class Threshold:
 
     threshold: float = 0.9
     """Probability τ, 0 to 1."""
+    spacing: float = 0.0
+    """Keeps what a pass reveals apart, at least 0: of the chosen, best first, those at distance at
+    least max(2, ⌊spacing·masked share⌋) (dilated unmasking publishes 8); 0 does not."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest symbol."""
     top_p: float = 1.0
@@ -114,6 +117,7 @@ class Threshold:
 
     def __post_init__(self) -> None:
         check_number("threshold", self.threshold, 0, 1)
+        check_number("spacing", self.spacing, 0)
         check_tempering(self.temperature, self.top_p)
 
     def init(self, canvas: Canvas, uniforms: Uniforms) -> State:
@@ -127,4 +131,5 @@ class Threshold:
         ranking = scores(drafts, "top")
         chosen = (ranking.exp() >= self.threshold) & drafts.inside
         chosen = chosen | best(ranking, torch.ones_like(state.revealed))
+        chosen = spaced(chosen, ranking, drafts, self.spacing, drafts.inside, state.lengths)
         return commit(state, drafts, chosen), plain_info(state, chosen.sum(1))

@@ -19,7 +19,7 @@ from specmask.samplers.base import (
     no_law,
     plain_info,
 )
-from specmask.samplers.selection import best, commit, propose, scores
+from specmask.samplers.selection import best, commit, propose, scores, spaced
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class EntropyBound:
 
     gamma: float = 0.1
     """Bound γ on a pass's joint error, in bits, at least 0; 0 groups only what is certain."""
+    spacing: float = 0.0
+    """Keeps what a pass reveals apart, at least 0: of the chosen, best first, those at distance at
+    least max(2, ⌊spacing·masked share⌋) (dilated unmasking publishes 8); 0 does not."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest symbol."""
     top_p: float = 1.0
@@ -45,6 +48,7 @@ class EntropyBound:
 
     def __post_init__(self) -> None:
         check_number("gamma", self.gamma, 0)
+        check_number("spacing", self.spacing, 0)
         check_tempering(self.temperature, self.top_p)
 
     def init(self, canvas: Canvas, uniforms: Uniforms) -> State:
@@ -60,4 +64,6 @@ class EntropyBound:
         # Ascending, the largest so far is the last: what is left is the sum of those before it.
         before = ascending.cumsum(1) - ascending
         count = (ascending.isfinite() & (before <= self.gamma)).sum(1)
-        return commit(state, drafts, best(ranking, count)), plain_info(state, count)
+        chosen = best(ranking, count)
+        chosen = spaced(chosen, ranking, drafts, self.spacing, drafts.inside, state.lengths)
+        return commit(state, drafts, chosen), plain_info(state, chosen.sum(1))

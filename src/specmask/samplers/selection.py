@@ -61,6 +61,44 @@ def best(
     return place_of < count[:, None]
 
 
+def in_first_block(drafts: Drafts, block: int) -> Bool[Tensor, "rows ranks"]:
+    """Masked positions of the first block of `block` positions that has one; 0: the whole row.
+
+    The ranks go left to right, so that the first one stands in that block.
+    """
+    if block == 0:
+        return drafts.inside
+    number = drafts.positions // block
+    return drafts.inside & (number == number[:, :1])
+
+
+def spaced(
+    chosen: Bool[Tensor, "rows ranks"],
+    ranking: Float64[Tensor, "rows ranks"],
+    drafts: Drafts,
+    spacing: float,
+    masked: Bool[Tensor, "rows ranks"],
+    size: Int64[Tensor, "rows"],
+) -> Bool[Tensor, "rows ranks"]:
+    """Of the chosen, best first, those far enough from every better one that was taken.
+
+    The post-filter of dilated unmasking (arXiv 2506.19037): the distance is
+    max(2, ⌊spacing·|masked|/size⌋), of a block of `size` positions; 0 filters nothing. The best
+    chosen one always stays.
+    """
+    if spacing == 0:
+        return chosen
+    distance = (spacing * masked.sum(1) / size).floor().long().clamp(min=2)
+    order = ranking.masked_fill(~chosen, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    taken = torch.zeros_like(chosen)
+    for at in order.T[: int(chosen.sum(1).max())]:
+        gap = (drafts.positions - drafts.positions.gather(1, at[:, None])).abs()
+        near = (taken & (gap < distance[:, None])).any(1)
+        fits = chosen.gather(1, at[:, None])[:, 0] & ~near
+        taken = taken.scatter(1, at[:, None], fits[:, None])
+    return taken
+
+
 def commit(state: State, drafts: Drafts, chosen: Bool[Tensor, "rows ranks"]) -> State:
     """Reveal the chosen positions with their drafts: they become the next ranks of the order."""
     chosen = chosen & drafts.inside

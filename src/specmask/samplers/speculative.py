@@ -132,7 +132,8 @@ class Speculative:
             scanned[left] = torch.minimum(stop + 1, size[left])
             left = (scanned < size).nonzero()[:, 0]
 
-        info = StepInfo(scanned, scanned - rejected, rejected, rounds, rejected_drafts)
+        remasked = torch.zeros_like(size)
+        info = StepInfo(scanned, scanned - rejected, rejected, rounds, rejected_drafts, remasked)
         return reveal(state, ranked, scanned), info
 
     def _judge(
