@@ -78,7 +78,8 @@ class Speculative:
     """Keeps the smallest set of symbols of that mass, in draft and target alike."""
     verification: Literal["token", "block"] = "token"
     """token, the paper's rule, judges one draft after the other; block (arXiv 2403.10444) judges
-    a round's drafts jointly and accepts at least as many on average, at the same passes."""
+    a round's drafts jointly and accepts at least as many on average. Fewer trunk passes also move
+    the law: compare settings at equal cost, by their exact laws."""
     stop: float = 0.0
     """A pass's window ends before the first rank, its own first aside, whose draft's largest
     probability is below this, after temperature and top-p (BiLD, arXiv 2302.07863); from 0, which
