@@ -185,9 +185,8 @@ def accept_block(
     """
     s, following = (torch.nn.functional.pad(x[:, 1:], (0, 1)) for x in (excess, inside))
     lacking = -torch.expm1(log_c[:, 1:])  # 1 − c_t
+    # 0/0, where p = q after a sure run, passes for no length: a longer run is as sure.
     h = torch.where(following, s / (s + lacking), 1 - lacking)
-    # 0/0 where p = q after a sure run: longer runs are sure too, so any answer but NaN is right.
-    h = h.masked_fill(lacking == 0, 1)
     lengths = torch.arange(1, h.shape[1] + 1, device=h.device)
     return (lengths * ((uniforms < h) & inside)).amax(-1)
 

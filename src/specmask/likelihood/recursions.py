@@ -154,7 +154,8 @@ def _score_block(
 
     with Q(d, e) and c(d, e) of the run of drafts d..e−1; next(e, m) = G_i(e, m) where a round and
     a rank are left, else L(e). One prefix's runs (d, e) form a matrix that depends on no G, so a
-    round is one product with it. Expected passes are carried as in `_score_token`.
+    round is one product with it: O(D²) scalars a row with one round, O(D³) with more. Expected
+    passes are carried as in `_score_token`.
     """
     rows, length, _ = table.log_q.shape
     # L(d) for d = 0..D and its costs, stacked: (3, B, D + 1).

@@ -167,11 +167,6 @@ class Drafts:
     log_q: Float64[Tensor, "rows ranks"]
     padding: int
 
-    def until(self, ends: Int64[Tensor, "rows"]) -> Drafts:
-        """The drafts below earlier ends, (B,) exclusive ranks."""
-        inside = self.ranks < ends[:, None]
-        return replace(self, ranks=self.ranks.masked_fill(~inside, self.padding), inside=inside)
-
 
 def draw_drafts(
     model: Denoiser,

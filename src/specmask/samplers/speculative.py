@@ -126,7 +126,6 @@ class Speculative:
         drafts = draw_drafts(model, hidden, state, ends, uniforms, self.temperature, self.top_p)
         if self.stop > 0:
             ends = self._confident_ends(drafts, state.revealed, ends)
-            drafts = drafts.until(ends)
         ranked = place(state, drafts.ranks, drafts.tokens)
         size = ends - state.revealed
         scanned = torch.zeros_like(size)
