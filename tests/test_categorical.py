@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from oracle import FALSE_ALARM, chi_square
 from specmask.categorical import (
     Purpose,
+    accept_block,
     accept_prefix,
     draw,
     draw_residual,
     log_probabilities,
     philox,
+    run_ratio,
     uniform,
 )
 
@@ -269,6 +271,43 @@ def test_accept_prefix_by_hand() -> None:
     )
     inside = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0], [0, 0, 0]], dtype=torch.bool)
     assert accept_prefix(log_q, log_p, u, inside).tolist() == [1, 2, 3, 2, 0]
+
+
+def test_run_ratio_by_hand() -> None:
+    """Ratios 2, ½, ½, 4, 2 | held at 1; a draft that the target excludes ends the run for good."""
+    log_q = f64(0.2, 0.4, 0.4, 0.1, 0.2).log()
+    log_p = f64(0.4, 0.2, 0.2, 0.4, 0.4).log()
+    torch.testing.assert_close(run_ratio(log_q, log_p).exp(), f64(1, 1, 0.5, 0.25, 1, 1))
+    excluded = run_ratio(log_q, f64(0.4, 0, 0.2, 0.4, 0.4).log())
+    assert excluded.exp().tolist() == [1, 1, 0, 0, 0, 0]
+    impossible = run_ratio(f64(0, 0.5, 0).log(), f64(0, 0.25, 0.5).log())
+    torch.testing.assert_close(impossible.exp(), f64(1, 1, 0.5, 0.5))
+
+
+def test_accept_block_by_hand() -> None:
+    """c = 1, 1, ½, ¼ and s_2 = .1: h = 1, .1/.6, ¼; the longest that passes is accepted."""
+    log_c = f64(1, 1, 0.5, 0.25).log().expand(6, 4)
+    excess = f64(0.3, 0.3, 0.1).expand(6, 3)
+    u = torch.stack(
+        (
+            f64(LAST, 0.17, 0.24),  # the whole window, though two do not pass
+            f64(LAST, 0.16, 0.26),
+            f64(LAST, 0.17, 0.26),  # c = 1 always passes
+            f64(LAST, 0.49, 0),  # its window holds two: h = c = ½ there
+            f64(LAST, 0.51, 0),
+            f64(0, 0, 0),  # its window is empty
+        )
+    )
+    inside = torch.ones(6, 3, dtype=torch.bool)
+    inside[3:5, 2], inside[5] = False, False
+    assert accept_block(log_c, excess, u, inside).tolist() == [3, 2, 1, 2, 1, 0]
+
+
+def test_a_block_of_equal_laws_is_accepted_whole() -> None:
+    """s = 0 and c = 1 at every rank: h is 0/0 but at the end."""
+    sure = torch.zeros(1, 4, dtype=torch.float64)
+    inside = torch.ones(1, 3, dtype=torch.bool)
+    assert accept_block(sure, sure[:, 1:], f64(LAST, LAST, LAST)[None], inside).tolist() == [3]
 
 
 def test_what_the_target_excludes_is_rejected_and_equal_laws_never_are() -> None:

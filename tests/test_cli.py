@@ -346,6 +346,8 @@ def test_sample_writes_every_field(tmp_path: Path, model: Path) -> None:
             "order": "random",
             "temperature": 0.5,
             "top_p": 1.0,
+            "verification": "token",
+            "stop": 0.0,
         }
         assert (row["sampler"], row["seed"]) == ("speculative", 7)
         assert row["versions"] == versions()

@@ -77,6 +77,23 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "left-to-right": {"window": ConstantWindow(8), "rounds": 2, "order": "left-to-right"},
         "tempered": {"window": FullWindow(), "rounds": 2, "temperature": 0.6, "top_p": 0.8},
         "greedy": {"window": FullWindow(), "temperature": 0.0},
+        "block": {
+            "window": FullWindow(),
+            "rounds": 3,
+            "first": "verify",
+            "verification": "block",
+        },
+        "block-accept": {"window": CosineWindow(0.3), "rounds": 2, "verification": "block"},
+        "block-greedy": {"window": FullWindow(), "temperature": 0.0, "verification": "block"},
+        "stop": {"window": FullWindow(), "rounds": 2, "stop": 0.25},
+        "block-stop": {
+            "window": FullWindow(),
+            "rounds": 2,
+            "order": "confidence",
+            "top_p": 0.9,
+            "verification": "block",
+            "stop": 0.25,
+        },
     },
     "ancestral": {
         "fixed": {"steps": 6, "counts": "fixed"},
@@ -232,6 +249,10 @@ def test_tempering_is_checked(name: str, settings: dict[str, float], expected: s
         (lambda: Ancestral(steps=8.0), "steps=8.0"),  # type: ignore[arg-type]
         (lambda: ConstantWindow(1.5), "constant window=1.5"),  # type: ignore[arg-type]
         (lambda: Speculative(first="verfy"), "Did you mean 'verify'"),  # type: ignore[arg-type]
+        (lambda: Speculative(verification="blok"), "Did you mean 'block'"),  # type: ignore[arg-type]
+        (lambda: Speculative(stop=1.5), "stop=1.5: expected a finite number from 0 to 1"),
+        (lambda: Speculative(stop=-0.1), "stop=-0.1"),
+        (lambda: Speculative(stop=float("nan")), "stop=nan"),
         (lambda: Speculative(order="randm"), "Did you mean 'random'"),  # type: ignore[arg-type]
         (lambda: AnyOrder(order="confidence"), "expected one of left-to-right, random"),  # type: ignore[arg-type]
         (lambda: AnyOrder(source="targt"), "Did you mean 'target'"),  # type: ignore[arg-type]
@@ -491,6 +512,25 @@ def test_first_accept_reveals_two_ranks_a_pass_at_least() -> None:
     single = specmask.sample(MODEL, Speculative(ConstantWindow(1), first="accept"), num=4)
     assert single.verify_passes.tolist() == [0] * 4
     assert single.trunk_passes.tolist() == [LENGTH] * 4
+
+
+def test_a_stop_reveals_less_a_pass_and_always_a_rank() -> None:
+    """More trunk passes than without it; at 1, one for each rank."""
+    free = draw("speculative-full", num=16)
+    stopped = specmask.sample(MODEL, Speculative(FullWindow(), stop=0.25), num=16, seed=11)
+    assert int(stopped.trunk_passes.sum()) > int(free.trunk_passes.sum())
+    never = specmask.sample(MODEL, Speculative(FullWindow(), stop=1.0), num=4)
+    assert never.trunk_passes.tolist() == [LENGTH] * 4
+
+
+@pytest.mark.parametrize("case", ["speculative-block", "speculative-block-stop"])
+def test_blocks_of_ranks_change_nothing(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probabilities formed for three ranks at a time: the same samples."""
+    whole = draw(case, num=4)
+    monkeypatch.setattr("specmask.samplers.base._BLOCK", 4 * VOCAB * 3)
+    parts = draw(case, num=4)
+    for k in range(4):
+        assert_same_row(whole, k, parts, k)
 
 
 def test_the_drafts_of_this_network_are_rejected_often_enough_to_test_anything() -> None:

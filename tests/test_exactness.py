@@ -8,6 +8,7 @@ standard errors with odds 6e-5; seeds are fixed, so a failure is one forever.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
@@ -59,6 +60,16 @@ SPECULATIVE = {
     )
     for window, rounds, first, tempering in product(WINDOWS, ROUNDS, FIRST, TEMPERING)
 }
+BEYOND = {
+    f"{name}-{kind}": replace(sampler, verification=verification, stop=stop)
+    for name, sampler in SPECULATIVE.items()
+    if sampler.rounds <= 3
+    for kind, verification, stop in (
+        ("block", "block", 0.0),
+        ("stop", "token", 0.6),  # half of the drafts are surer than that
+        ("block-stop", "block", 0.6),
+    )
+}
 PLAIN = {
     f"{name}-{tempering}": kind(temperature=temperature, top_p=top_p)
     for tempering, (temperature, top_p) in TEMPERING.items()
@@ -70,7 +81,7 @@ PLAIN = {
         "first-hitting": lambda **kw: FirstHitting(**kw),
     }.items()
 }
-SETTINGS = {**SPECULATIVE, **PLAIN}
+SETTINGS = {**SPECULATIVE, **PLAIN, **BEYOND}
 ROWS = all_rows(VOCAB, LENGTH)
 ORDERS = {1: all_orders(LENGTH), 2: all_orders(LENGTH)[::5]}
 """By head layers: the orders that are scored. Left to right is the first."""
@@ -86,6 +97,7 @@ def table(head_layers: int, temperature: float, top_p: float) -> likelihood.Cond
         orders.repeat_interleave(len(ROWS), 0),
         temperature=temperature,
         top_p=top_p,
+        best=True,
         batch_size=10_000,
     )
 
@@ -137,7 +149,7 @@ def test_the_network_itself_gives_the_enumerated_law(name: str, head_layers: int
 
 
 class Literal:
-    """method.md §6 as it is written, on plain probabilities and by memoised recursion.
+    """method.md §6 and §7 as they are written, on plain probabilities, by memoised recursion.
 
     Tables come from one `features` call per prefix. Costs are carried as Σ over the sampler's
     accidents of probability times passes, and divided by the probability at the end.
@@ -150,16 +162,18 @@ class Literal:
         rows, orders = (x.expand(self.length, -1) for x in (tokens, order))
         seen = masked(rows, orders, torch.arange(self.length), network.mask_id)
         with torch.inference_mode():
-            laws = [network.logits(x).tolist() for x in network.features(seen, rows, orders)]
+            logits = [network.logits(x).tolist() for x in network.features(seen, rows, orders)]
+        draft, target = ([[self._temper(at) for at in row] for row in law] for law in logits)
         symbols = tokens[order].tolist()
         self.q, self.p = (
-            [[self._temper(*at) for at in zip(row, symbols, strict=True)] for row in law]
-            for law in laws
+            [[at[symbol] for at, symbol in zip(row, symbols, strict=True)] for row in law]
+            for law in (draft, target)
         )
+        self.best = [[max(at) for at in row] for row in draft]
         self.leaf = cache(self._leaf)
         self.inner = cache(self._inner)
 
-    def _temper(self, logits: list[float], symbol: int) -> float:
+    def _temper(self, logits: list[float]) -> list[float]:
         weights = [math.exp(v / self.sampler.temperature) for v in logits]
         probabilities = [w / sum(weights) for w in weights]
         kept, mass = set(), 0.0
@@ -167,9 +181,15 @@ class Literal:
             if mass < self.sampler.top_p:
                 kept.add(v)
                 mass += probabilities[v]
-        return probabilities[symbol] / mass if symbol in kept else 0.0
+        return [p / mass if v in kept else 0.0 for v, p in enumerate(probabilities)]
 
     def _end(self, i: int) -> int:
+        for e in range(i + 1, self._window_end(i)):
+            if self.best[i][e] < self.sampler.stop:
+                return e
+        return self._window_end(i)
+
+    def _window_end(self, i: int) -> int:
         window, free = self.sampler.window, self.length - i
         if isinstance(window, FullWindow):
             return self.length
@@ -195,25 +215,43 @@ class Literal:
         end = self._end(i)
         if d == end:
             return self.leaf(end)
-        q, p = self.q[i][d], self.p[i][d]
-        if self.sampler.first == "accept" and d == i:
-            p = q
+        if self.sampler.verification == "block":
+            return self._block(i, d, n)
+        q, p = self.q[i][d], self._target(i, d)
         accept, reject = min(q, p), max(p - q, 0.0)
-        kept = self.inner(i, d + 1, n)
-        if n > 1 and d + 1 < end:
-            total, trunk, verify = self.inner(i, d + 1, n - 1)
-            other = (total, trunk, verify + total)
-        else:
-            other = self.leaf(d + 1)
+        kept, other = self.inner(i, d + 1, n), self._next(i, d + 1, n - 1)
         a, b, c = (accept * x + reject * y for x, y in zip(kept, other, strict=True))
         return a, b, c
 
+    def _block(self, i: int, d: int, n: int) -> tuple[float, float, float]:
+        """G_i(d, n) of §7."""
+        drafted, c, found = 1.0, 1.0, [0.0, 0.0, 0.0]
+        end = self._end(i)
+        for e in range(d, end + 1):
+            q, p = (self.q[i][e], self._target(i, e)) if e < end else (0.0, 1.0)
+            other = self._next(i, min(e + 1, end), n - 1)
+            share = drafted * max(c * p - q, 0.0)
+            found = [x + share * y for x, y in zip(found, other, strict=True)]
+            drafted, c = drafted * q, min(1.0, c * p / q) if q > 0 else 0.0
+        return found[0], found[1], found[2]
+
+    def _target(self, i: int, d: int) -> float:
+        return (self.q if self.sampler.first == "accept" and d == i else self.p)[i][d]
+
+    def _next(self, i: int, e: int, m: int) -> tuple[float, float, float]:
+        """G_i(e, m) after one more verify pass where a round and a rank are left, else L(e)."""
+        if m == 0 or e == self._end(i):
+            return self.leaf(e)
+        total, trunk, verify = self.inner(i, e, m)
+        return total, trunk, verify + total
+
 
 @pytest.mark.parametrize("head_layers", [1, 2])
-@pytest.mark.parametrize("name", SPECULATIVE)
+@pytest.mark.parametrize("name", [*SPECULATIVE, *BEYOND])
 def test_the_recursion_is_the_literal_one(name: str, head_layers: int) -> None:
     """Probability and expected passes of 12 (row, order) pairs against `Literal`."""
-    sampler = SPECULATIVE[name]
+    sampler = SETTINGS[name]
+    assert isinstance(sampler, Speculative)
     network = tiny_network(head_layers)
     generator = torch.Generator().manual_seed(5)
     rows = ROWS[torch.randint(len(ROWS), (12,), generator=generator)]
@@ -237,7 +275,7 @@ def assert_costs(out: Samples, score: Score) -> None:
     assert standard_errors(out.verify_passes - score.verify[at]) < 4
 
 
-@pytest.mark.parametrize("name", SPECULATIVE)
+@pytest.mark.parametrize("name", [*SPECULATIVE, *list(BEYOND)[::5]])
 def test_samples_follow_the_law(name: str) -> None:
     """χ² of samples against the mixture over all 120 orders, for every setting of the grid.
 
@@ -245,7 +283,7 @@ def test_samples_follow_the_law(name: str) -> None:
     mean. Guards against a ratio the wrong way round, a residual drawn from p, a window one off,
     drafts kept after they were judged, a uniform used twice.
     """
-    sampler = SPECULATIVE[name]
+    sampler = SETTINGS[name]
     out = draw(1, sampler, 50_000 if sampler.temperature == 1 else 25_000)
     score = scores(1, sampler)
     counts = code(out.tokens, VOCAB).bincount(minlength=len(ROWS))
@@ -267,14 +305,17 @@ def test_plain_samples_follow_the_law(name: str) -> None:
     assert_costs(out, score)
 
 
-@pytest.mark.parametrize("name", ["cosine-2-verify-untempered", "full-3-accept-untempered"])
+@pytest.mark.parametrize(
+    "name",
+    ["cosine-2-verify-untempered", "full-3-accept-untempered", "full-3-verify-untempered-block"],
+)
 def test_a_million_samples_follow_the_joint_law_of_order_and_row(name: str) -> None:
     """χ² over the 29160 cells (σ, x): 1/120·p(x|σ); false alarm 1e-6, 6e-5 for each mean.
 
     Guards against an order that is not uniform, an order reported that was not the one used, and
     dependence between the order's uniforms and the tokens'.
     """
-    sampler = SPECULATIVE[name]
+    sampler = SETTINGS[name]
     out, score = draw(1, sampler, 1_000_000, seed=1), scores(1, sampler)
     cell = enumerated(1).order_index[code(out.order, LENGTH)] * len(ROWS) + code(out.tokens, VOCAB)
     counts = cell.bincount(minlength=len(ORDERS[1]) * len(ROWS))
@@ -299,19 +340,28 @@ def test_left_to_right_samples_follow_the_law_of_that_order(
 
 
 @pytest.mark.parametrize("head_layers", [1, 2])
-@pytest.mark.parametrize("name", ["full-8-verify-untempered", "cosine-2-accept-tempered"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "full-8-verify-untempered",
+        "cosine-2-accept-tempered",
+        "full-3-verify-untempered-block",
+        "full-2-accept-tempered-block-stop",
+    ],
+)
 def test_the_network_draws_what_its_enumeration_draws(name: str, head_layers: int) -> None:
     """Row by row the same 4000 samples: the cache of keys and values changes nothing."""
     slow = specmask.sample(
-        specmask.wrap(tiny_network(head_layers)), SPECULATIVE[name], num=4000, batch_size=4000
+        specmask.wrap(tiny_network(head_layers)), SETTINGS[name], num=4000, batch_size=4000
     )
-    fast = draw(head_layers, SPECULATIVE[name], 4000)
+    fast = draw(head_layers, SETTINGS[name], 4000)
     for field in ("tokens", "order", "trunk_passes", "verify_passes", "accepted", "rejected"):
         assert torch.equal(getattr(slow, field), getattr(fast, field)), field
 
 
+@pytest.mark.parametrize("verification", ["token", "block"])
 @pytest.mark.parametrize("first", FIRST)
-def test_enough_rounds_draw_a_window_from_the_target(first: Any) -> None:
+def test_enough_rounds_draw_a_window_from_the_target(first: Any, verification: Any) -> None:
     """N ≥ D and a full window: p(x|σ) = Π_d p_0(d), with p_0(0) := q_0(0) under accept
     (method.md §4)."""
     both = table(1, 1.0, 1.0)
@@ -320,18 +370,57 @@ def test_enough_rounds_draw_a_window_from_the_target(first: Any) -> None:
     if first == "accept":
         log_p[:, 0] = both.log_q[:, 0, 0]
     expected = log_p.sum(-1).view(-1, len(ROWS))
-    got = scores(1, Speculative(FullWindow(), rounds=LENGTH, first=first)).log_prob
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+    sampler = Speculative(FullWindow(), rounds=LENGTH, first=first, verification=verification)
+    torch.testing.assert_close(scores(1, sampler).log_prob, expected, rtol=0, atol=1e-10)
+
+
+def mean_passes(sampler: Speculative) -> tuple[float, float]:
+    """E over orders and the sampler's own rows of (trunk, verify) passes."""
+    score = scores(1, sampler)
+    law = score.log_prob.exp() / len(score.log_prob)
+    trunk, verify = ((law * x.nan_to_num()).sum() for x in (score.trunk, score.verify))
+    return float(trunk), float(verify)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in BEYOND if name.endswith(("block", "block-stop"))]
+)
+def test_block_verification_needs_no_more_passes(name: str) -> None:
+    """Of a round's drafts it accepts no fewer on average (arXiv 2403.10444, Theorem 2), and so on
+    this network it needs no more passes of either kind; fewer where three drafts are judged."""
+    block = BEYOND[name]
+    token = mean_passes(replace(block, verification="token"))
+    joint = mean_passes(block)
+    assert all(new <= old + 1e-12 for new, old in zip(joint, token, strict=True))
+    if isinstance(block.window, FullWindow):
+        assert joint[1] < token[1] - 1e-3
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_a_stop_of_one_reveals_a_rank_a_pass(first: Any) -> None:
+    """No draft is certain here: the window holds its first rank alone, as `ConstantWindow(1)`."""
+    stopped = scores(1, Speculative(FullWindow(), 2, first, stop=1.0))
+    single = scores(1, Speculative(ConstantWindow(1), 2, first))
+    for field in ("log_prob", "trunk", "verify"):
+        assert torch.equal(getattr(stopped, field), getattr(single, field))
 
 
 # ------------------------------------------------------------------- canvases and rows that differ
 
 
-@pytest.mark.parametrize("name", ["cosine-2-verify-untempered", "full-1-accept-tempered"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cosine-2-verify-untempered",
+        "full-1-accept-tempered",
+        "full-2-verify-untempered-block",
+        "full-2-verify-untempered-stop",
+    ],
+)
 def test_a_canvas_is_filled_by_the_law_of_the_rest(name: str) -> None:
     """Two tokens given: 4e4 samples against `log_prob(given=2)`, mixed over the 3! orders of the
     rest; χ² with false alarm 1e-6. Guards windows and prefixes that ignore what was given."""
-    sampler, number = SPECULATIVE[name], 40_000
+    sampler, number = SETTINGS[name], 40_000
     network = enumerated(2)
     blank = torch.tensor([network.mask_id, 2, network.mask_id, network.mask_id, 0])
     model = specmask.wrap(network)
@@ -364,7 +453,16 @@ def test_a_canvas_is_filled_by_the_law_of_the_rest(name: str) -> None:
 
 
 @pytest.mark.parametrize("given", [0, 1])
-@pytest.mark.parametrize("name", ["cosine-3-verify-untempered", "full-2-accept-tempered", *PLAIN])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cosine-3-verify-untempered",
+        "full-2-accept-tempered",
+        "full-3-verify-untempered-block",
+        "full-2-accept-tempered-block-stop",
+        *PLAIN,
+    ],
+)
 def test_ragged_rows_score_as_they_do_alone(name: str, given: int) -> None:
     """Rows of 1..5 tokens in one call against calls of one unpadded row each."""
     sampler = SETTINGS[name]
@@ -397,7 +495,10 @@ CHAIN_ROWS = all_rows(CHAIN.vocab_size, CHAIN.length)
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("rounds", ROUNDS)
 @pytest.mark.parametrize("first", FIRST)
-def test_with_true_conditionals_the_law_is_the_chain(window: str, rounds: int, first: str) -> None:
+@pytest.mark.parametrize("beyond", [{}, {"verification": "block", "stop": 0.5}])
+def test_with_true_conditionals_the_law_is_the_chain(
+    window: str, rounds: int, first: str, beyond: dict[str, Any]
+) -> None:
     """log p(x|σ) = log p(x) for 200 rows, each along its own order, to 1e-9.
 
     Guards the recursion with a law that was computed without it.
@@ -405,7 +506,7 @@ def test_with_true_conditionals_the_law_is_the_chain(window: str, rounds: int, f
     generator = torch.Generator().manual_seed(rounds)
     rows = CHAIN_ROWS[torch.randint(len(CHAIN_ROWS), (200,), generator=generator)]
     order = specmask.random_orders(rows, seed=rounds)
-    sampler = Speculative(WINDOWS[window], rounds, first)  # type: ignore[arg-type]
+    sampler = Speculative(WINDOWS[window], rounds, first, **beyond)  # type: ignore[arg-type]
     got = specmask.log_prob(specmask.wrap(CHAIN), rows, order, sampler, batch_size=1200)
     torch.testing.assert_close(got, CHAIN.log_prob(rows), rtol=0, atol=1e-9)
 
@@ -434,6 +535,9 @@ CHAIN_SAMPLERS = {
     "confidence": Speculative(FullWindow(), 2, "verify", "confidence"),
     "confidence-accept": Speculative(ConstantWindow(3), 1, "accept", "confidence"),
     "accept": Speculative(FullWindow(), 1, "accept"),
+    "block": Speculative(FullWindow(), 2, "verify", verification="block"),
+    "block-confidence": Speculative(FullWindow(), 2, "accept", "confidence", verification="block"),
+    "stop-confidence": Speculative(FullWindow(), 2, "accept", "confidence", stop=0.5),
     "any-order-draft": AnyOrder("draft"),
     "any-order-target": AnyOrder("target", "left-to-right"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -47,8 +48,9 @@ def test_the_table_holds_both_laws_above_the_diagonal_and_nothing_elsewhere() ->
         torch.arange(LENGTH),
     )
     made = model()
-    got = specmask.conditionals(made, tokens, order, lengths=lengths, batch_size=3)
+    got = specmask.conditionals(made, tokens, order, lengths=lengths, best=True, batch_size=3)
     assert got.log_p is not None
+    assert got.log_best is not None
     assert got.log_q.dtype == got.log_p.dtype == torch.float64
     network = made.network
     for b, size in enumerate(lengths.tolist()):
@@ -57,6 +59,7 @@ def test_the_table_holds_both_laws_above_the_diagonal_and_nothing_elsewhere() ->
             for table, law in ((got.log_q, 0), (got.log_p, 1)):
                 if i >= size:
                     assert bool(table[b, i].isnan().all())
+                    assert bool(got.log_best[b, i].isnan().all())
                     continue
                 seen = row.clone()
                 seen[0, sigma[0, i:]] = network.mask_id
@@ -67,6 +70,10 @@ def test_the_table_holds_both_laws_above_the_diagonal_and_nothing_elsewhere() ->
                 assert bool(table[b, i, :i].isnan().all())
                 assert bool(table[b, i, size:].isnan().all())
                 torch.testing.assert_close(table[b, i, i:size], expected[i:], rtol=0, atol=1e-12)
+                if law == 0:
+                    best = got.log_best[b, i, i:size]
+                    torch.testing.assert_close(best, log_law.amax(-1)[i:], rtol=0, atol=1e-12)
+                    assert bool(got.log_best[b, i, :i].isnan().all())
 
 
 def test_batch_size_changes_nothing_and_progress_ends_at_its_total() -> None:
@@ -110,6 +117,7 @@ class Counted:
     [
         (Speculative(ConstantWindow(3), 2), 12, 3, 12),
         (Speculative(FullWindow()), 12, 12, 12),
+        (Speculative(ConstantWindow(3), 2, verification="block", stop=0.5), 12, 3, 12),
         (AnyOrder("target"), 12, 1, 12),
         (AnyOrder("draft"), 12, 1, 0),
         (Ancestral(4, "fixed", "linear"), 4, 3, 0),
@@ -178,6 +186,40 @@ def test_a_thousand_ranks_do_not_underflow(rounds: int) -> None:
     assert float(near.trunk) <= float(near.verify) <= rounds * float(near.trunk)
 
 
+def test_a_thousand_ranks_in_blocks_do_not_underflow() -> None:
+    """The same for method.md §7 at two rounds and window 8: the ratios c do not change with the
+    scale of the tables, so each path still has D factors."""
+    length, window = 1024, 8
+    draft, target = synthetic(length)
+    q, p = draft.tolist(), target.tolist()
+    leaf = [0.0] * length + [1.0]
+    for i in range(length - 1, -1, -1):
+        end = min(length, i + window)
+        following = leaf
+        for _ in range(2):
+            found = leaf.copy()
+            for d in range(end - 1, i - 1, -1):
+                drafted, c, found[d] = 1.0, 1.0, 0.0
+                for e in range(d, end):
+                    found[d] += drafted * max(c * p[i][e] - q[i][e], 0.0) * following[e + 1]
+                    drafted, c = drafted * q[i][e], min(1.0, c * p[i][e] / q[i][e])
+                found[d] += drafted * c * leaf[end]
+            following = found
+        leaf[i] = following[i]
+    law = Speculative(ConstantWindow(window), 2, "verify", verification="block").law()
+    lengths = torch.tensor([length])
+    near, far = (
+        specmask.score(
+            Conditionals((draft.log() - x)[None], (target.log() - x)[None], lengths, 1.0, 1.0), law
+        )
+        for x in (0.0, 10.0)
+    )
+    assert float(near.log_prob) == pytest.approx(math.log(leaf[0]), abs=1e-8)
+    assert float(far.log_prob) == pytest.approx(math.log(leaf[0]) - 10 * length, abs=1e-6)
+    torch.testing.assert_close(near.trunk, far.trunk)
+    torch.testing.assert_close(near.verify, far.verify)
+
+
 def test_a_target_that_ignores_the_prefix_is_drawn_whatever_the_draft() -> None:
     """p_i(d) = p(d): the law is Π p(d) for any q, window and number of rounds; D = 1024."""
     length = 1024
@@ -188,22 +230,34 @@ def test_a_target_that_ignores_the_prefix_is_drawn_whatever_the_draft() -> None:
     for sampler in (
         Speculative(FullWindow(), first="verify"),
         Speculative(CosineWindow(0.02), 4, "verify"),
+        Speculative(FullWindow(), first="verify", verification="block"),
+        Speculative(CosineWindow(0.02), 4, "verify", verification="block"),
     ):
         got = specmask.score(table, sampler.law()).log_prob
         torch.testing.assert_close(got, log_p.sum()[None], rtol=0, atol=1e-8)
 
 
-def test_costs_of_possible_rows_are_finite_under_top_p() -> None:
+@pytest.mark.parametrize("verification", ["token", "block"])
+def test_costs_of_possible_rows_are_finite_under_top_p(verification: Any) -> None:
     """A nucleus makes some paths impossible; a row that another path reaches still has a cost."""
     tokens = all_rows(VOCAB, LENGTH).repeat(5, 1)
     order = all_orders(LENGTH)[::24].repeat_interleave(3**LENGTH, 0)
-    sampler = Speculative(FullWindow(), 3, temperature=0.7, top_p=0.8)
+    sampler = Speculative(FullWindow(), 3, temperature=0.7, top_p=0.8, verification=verification)
     got = specmask.evaluate(specmask.wrap(enumerated(1)), tokens, order, sampler, batch_size=10_000)
     possible = got.log_prob > -math.inf
     assert 0 < int(possible.sum()) < len(possible)
     for cost in (got.trunk, got.verify):
         assert bool(cost[possible].isfinite().all())
         assert bool(cost[~possible].isnan().all())
+
+
+def test_rows_scored_in_parts_score_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Speculative(FullWindow(), 2, verification="block")
+    whole = specmask.evaluate(model(), *rows(), sampler)
+    monkeypatch.setattr("specmask.likelihood.recursions._BLOCK", 3 * LENGTH**2)
+    parts = specmask.evaluate(model(), *rows(), sampler)
+    for field in ("log_prob", "trunk", "verify"):
+        torch.testing.assert_close(getattr(whole, field), getattr(parts, field))
 
 
 # ------------------------------------------------------------------------------------------- elbo
@@ -381,6 +435,9 @@ def test_a_table_of_another_tempering_is_refused() -> None:
     table = specmask.conditionals(model(), tokens, order, target=False)
     with pytest.raises(UserError, match="no target"):
         specmask.score(table, SPECULATIVE.law())
+    table = specmask.conditionals(model(), tokens, order)
+    with pytest.raises(UserError, match="best=True"):
+        specmask.score(table, Speculative(stop=0.3).law())
 
 
 def test_a_seed_of_orders_is_checked() -> None:

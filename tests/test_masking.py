@@ -16,6 +16,7 @@ from specmask.masking import (
     SCHEDULES,
     WINDOWS,
     Window,
+    confident_ends,
     fixed_cuts,
     order_by,
     parse_window,
@@ -117,6 +118,22 @@ def test_the_cosine_window_is_its_formula(step: float, length: int) -> None:
             assert got == max(1, math.ceil(level) - i)
         else:
             assert abs(got - max(1, round(level) - i)) <= 1
+
+
+def test_a_window_ends_before_its_first_unsure_rank_but_never_before_its_first() -> None:
+    """Largest probabilities .1 .9 .2 .5 from rank 3 on, then NaN."""
+    ranks = torch.arange(3, 8)
+    best = torch.tensor([0.1, 0.9, 0.2, 0.5, math.nan], dtype=torch.float64).log()
+    for end, stop, expected in (
+        (8, 0.05, 8),
+        (8, 0.3, 5),
+        (8, 0.95, 4),
+        (5, 0.3, 5),
+        (4, 0.3, 4),
+        (8, 0.15, 8),
+    ):
+        got = confident_ends(torch.tensor(end), torch.tensor(3), ranks, best, stop)
+        assert int(got) == expected
 
 
 def test_windows_broadcast_over_rows_of_different_length() -> None:

@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     SCORE_ORDER = 7
     LENGTH = 8
     SELECT = 9
+    REDRAFT = 10
 
 
 def philox(
@@ -152,6 +153,44 @@ def accept_prefix(
     return accept.long().cumprod(-1).sum(-1)
 
 
+def run_ratio(
+    log_draft: Float64[Tensor, "*batch ranks"], log_target: Float64[Tensor, "*batch ranks"]
+) -> Float64[Tensor, "*batch lengths"]:
+    """log c_t of the first t drafts of a run, t = 0..K (method.md §7).
+
+    c_0 = 1, c_t = min(1, c_{t−1}·p/q): in logs a walk with steps log p − log q that is held at 0,
+    which is the walk less its own running maximum. No draft has q = 0; such a step counts as 0.
+    """
+    steps = (log_target - log_draft).masked_fill(log_draft == -torch.inf, 0)
+    walk = torch.nn.functional.pad(steps.cumsum(-1), (1, 0))
+    return walk - walk.cummax(-1).values
+
+
+def accept_block(
+    log_c: Float64[Tensor, "rows lengths"],
+    excess: Float64[Tensor, "rows ranks"],
+    uniforms: Float64[Tensor, "rows ranks"],
+    inside: Bool[Tensor, "rows ranks"],
+) -> Int64[Tensor, "rows"]:
+    """How many leading drafts of each row are accepted, judged as one block (method.md §7).
+
+    Length t = 1..K passes with probability h_t = s_t/(s_t + 1 − c_t), and c_t at the end of the
+    row's window; the longest that passes is accepted.
+
+    Args:
+        log_c: log c_t, t = 0..K, from `run_ratio`.
+        excess: s_t = Σ_v (c_t·p(v) − q(v))₊ at the rank after t drafts, t = 0..K−1.
+        uniforms: of the lengths 1..K.
+        inside: ranks inside the row's window, a leading run.
+    """
+    s, following = (torch.nn.functional.pad(x[:, 1:], (0, 1)) for x in (excess, inside))
+    lacking = -torch.expm1(log_c[:, 1:])  # 1 − c_t
+    # 0/0, where p = q after a sure run, passes for no length: a longer run is as sure.
+    h = torch.where(following, s / (s + lacking), 1 - lacking)
+    lengths = torch.arange(1, h.shape[1] + 1, device=h.device)
+    return (lengths * ((uniforms < h) & inside)).amax(-1)
+
+
 def draw_residual(
     draft: Float64[Tensor, "rows vocab"],
     target: Float64[Tensor, "rows vocab"],
@@ -159,7 +198,8 @@ def draw_residual(
 ) -> Int64[Tensor, "rows"]:
     """A symbol from (p − q)₊ normalised, the law of a rejected rank (method.md §4).
 
-    Where (p − q)₊ vanishes within rounding, p = q and the symbol is drawn from p.
+    `target` is p, or c_t·p under block verification (§7). Where (p − q)₊ vanishes within rounding,
+    p = q and the symbol is drawn from p.
     """
     residual = (target - draft).clamp_min(0)
     vanished = residual.sum(-1, keepdim=True) <= 1e-12

@@ -186,18 +186,39 @@ def window_ends(window: Window, revealed: Tensor, lengths: Tensor) -> Tensor:
     return torch.minimum(lengths, revealed + window.size(revealed, lengths))
 
 
+def confident_ends(
+    ends: Tensor, revealed: Tensor, ranks: Tensor, log_best: Tensor, stop: float
+) -> Tensor:
+    """Windows cut before their first unsure rank; the first rank of a pass always stays.
+
+    Args:
+        ends, revealed: (...) exclusive last rank and first rank of each pass.
+        ranks: (..., K) ranks, ascending. log_best: (..., K) log of their drafts' largest
+            probability, NaN where unknown: that rank does not end a window.
+        stop: a rank is unsure where the largest probability is below this, 0 < stop ≤ 1.
+    """
+    unsure = (log_best < math.log(stop)) & (ranks > revealed[..., None])
+    never = torch.iinfo(ranks.dtype).max
+    return torch.minimum(ends, torch.where(unsure, ranks, never).amin(-1))
+
+
 # ------------------------------------------------------------------------------------------ laws
 
 
 @dataclass(frozen=True)
 class SpeculativeLaw:
-    """The exact law of self-speculation along σ, as `likelihood` needs it (method.md §6)."""
+    """The exact law of self-speculation along σ, as `likelihood` needs it (method.md §6, §7).
+
+    block: verified as one block. stop: see `confident_ends`; 0 leaves the window as it is.
+    """
 
     window: Window
     rounds: int
     accept_first: bool
     temperature: float
     top_p: float
+    block: bool = False
+    stop: float = 0.0
 
 
 @dataclass(frozen=True)

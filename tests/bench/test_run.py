@@ -42,6 +42,7 @@ SAMPLERS: list[Sampler] = [
     specmask.AnyOrder(),
     specmask.AnyOrder(source="target"),
     specmask.Speculative(window=specmask.ConstantWindow(5), order="left-to-right"),
+    specmask.Speculative(window=specmask.FullWindow(), verification="block", stop=0.5),
 ]
 
 
@@ -67,9 +68,9 @@ def test_law_points_are_the_librarys_laws(model: specmask.Model) -> None:
         assert point["each"]["bits"] == pytest.approx(bits.tolist(), abs=1e-5)
         assert point["each"]["nfe"] == pytest.approx(nfe.tolist(), abs=1e-5)
         assert point["versions"] == versions()
-    assert [point["plain"] for point in found] == [False, False, True, True, False, False]
+    assert [point["plain"] for point in found] == [False, False, True, True, False, False, False]
     names = ["speculative", "speculative", "ancestral", "any_order", "any_order"]
-    names.append("speculative")
+    names += ["speculative", "speculative"]
     assert [point["sampler"] for point in found] == names
 
 
@@ -110,6 +111,8 @@ def test_sample_point_is_what_the_samples_say(model: specmask.Model) -> None:
             "order": "random",
             "temperature": 1.0,
             "top_p": 1.0,
+            "verification": "token",
+            "stop": 0.0,
         },
         "seed": 3,
         "versions": versions(),

@@ -130,6 +130,7 @@ def law_points(
             temperature=laws[0].temperature,
             top_p=laws[0].top_p,
             target=model.network.head_layers > 0,
+            best=any(getattr(law, "stop", 0) > 0 for law in laws),
             batch_size=batch_size,
             progress=None if progress is None else _after(done, total, progress),
         )

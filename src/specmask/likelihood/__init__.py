@@ -82,6 +82,7 @@ def evaluate(
             law.temperature,
             law.top_p,
             isinstance(law, SpeculativeLaw),
+            isinstance(law, SpeculativeLaw) and law.stop > 0,
             batch_size,
             _after(wanted[: part.start], wanted, progress),
         )
@@ -111,7 +112,7 @@ def _band(law: Law, rows: Rows, start: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _row_groups(rows: Rows) -> Iterator[slice]:
-    """Rows in groups whose tables together stay below 256 MB."""
+    """Rows in groups whose tables, two or three, stay below 128 MB each."""
     size = max(1, (1 << 24) // rows.tokens.shape[1] ** 2)
     return (slice(at, at + size) for at in range(0, len(rows.tokens), size))
 

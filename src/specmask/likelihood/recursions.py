@@ -1,4 +1,4 @@
-"""From a table to a law: scalar recursions, no network call (method.md §6)."""
+"""From a table to a law: scalar recursions, no network call (method.md §6, §7)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from specmask.categorical import run_ratio
 from specmask.errors import UserError
 from specmask.likelihood.table import Conditionals
-from specmask.masking import GroupLaw, Law, SpeculativeLaw, window_ends
+from specmask.masking import GroupLaw, Law, SpeculativeLaw, confident_ends, window_ends
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ def score(table: Conditionals, law: Law, given: Tensor | None = None) -> Score:
         given: (B,) ranks that are part of the canvas (default 0).
 
     Raises:
-        UserError: the table was tempered differently, or lacks the target.
+        UserError: the table was tempered differently, or lacks the target, or the draft's largest
+            probabilities that a law with `stop` needs.
     """
     if (law.temperature, law.top_p) != (table.temperature, table.top_p):
         raise UserError(
@@ -45,7 +47,10 @@ def score(table: Conditionals, law: Law, given: Tensor | None = None) -> Score:
         return _score_groups(table, law, start)
     if table.log_p is None:
         raise UserError("this table holds no target: compute it with target=True")
-    return _score_speculative(table, table.log_p, law, start)
+    ends = _window_ends(table, law)
+    if law.block:
+        return _score_block(table, table.log_p, law, start, ends)
+    return _score_token(table, table.log_p, law, start, ends)
 
 
 def _score_groups(table: Conditionals, law: GroupLaw, start: Tensor) -> Score:
@@ -61,8 +66,23 @@ def _score_groups(table: Conditionals, law: GroupLaw, start: Tensor) -> Score:
     return Score(terms.masked_fill(~scored, 0).sum(1), passes, torch.zeros_like(passes))
 
 
-def _score_speculative(
-    table: Conditionals, log_p: Tensor, law: SpeculativeLaw, start: Tensor
+def _window_ends(table: Conditionals, law: SpeculativeLaw) -> Tensor:
+    """(B, L) exclusive last rank of the window at every prefix."""
+    prefixes = torch.arange(table.log_q.shape[1], device=table.lengths.device)
+    every = prefixes.expand(len(table.lengths), -1)
+    ends = window_ends(law.window, every, table.lengths[:, None])
+    if law.stop == 0:
+        return ends
+    if table.log_best is None:
+        raise UserError(
+            "this table holds no largest probabilities, which a law with stop needs: compute it "
+            "with best=True"
+        )
+    return confident_ends(ends, every, prefixes, table.log_best, law.stop)
+
+
+def _score_token(
+    table: Conditionals, log_p: Tensor, law: SpeculativeLaw, start: Tensor, ends: Tensor
 ) -> Score:
     """The recursion of method.md §6, all prefixes i at once, rank d from the last to the first.
 
@@ -74,7 +94,6 @@ def _score_speculative(
     rows, length, _ = table.log_q.shape
     rounds, device = law.rounds, log_p.device
     prefixes = torch.arange(length, device=device)
-    ends = window_ends(law.window, prefixes.expand(rows, -1), table.lengths[:, None])
     zero = torch.zeros(rows, length + 1, dtype=torch.float64, device=device)
     # L(d) for d = 0..D, with its costs; L(D) = 1 at no cost.
     total, trunk, verify = zero.clone(), zero.clone(), zero.clone()
@@ -95,10 +114,11 @@ def _score_speculative(
         fewer = [torch.where(again, y, x) for x, y in zip(leaf, fewer, strict=True)]
         fewer[2] = fewer[2] + again
 
-        log_a, log_r = _accept_reject(table.log_q[:, :, d], log_p[:, :, d])
+        log_q, target = table.log_q[:, :, d], log_p[:, :, d]
+        log_a, log_r = torch.minimum(log_q, target), _log_excess(log_q, target)
         if law.accept_first:  # p_d(d) := q_d(d)
             first = prefixes == d
-            log_a = torch.where(first, table.log_q[:, :, d], log_a)
+            log_a = torch.where(first, log_q, log_a)
             log_r = log_r.masked_fill(first, -torch.inf)
         # Only prefixes i ≤ d < end_i are inside; the others are overwritten before they are read.
         inside = (prefixes <= d) & (ends > d) & (prefixes >= start[:, None])
@@ -118,16 +138,97 @@ def _score_speculative(
         trunk[:, d] = torch.where(alive, g_trunk[:, d, -1] + 1, 0.0)
         verify[:, d] = torch.where(alive, g_verify[:, d, -1] + (~unverified).double(), 0.0)
 
-    pick = start[:, None]
-    log_prob, trunk, verify = (x.gather(1, pick)[:, 0] for x in (total, trunk, verify))
+    return _at_start(torch.stack((total, trunk, verify)), start)
+
+
+_BLOCK = 1 << 22  # float64 numbers in one matrix of runs: 32 MB
+
+
+def _score_block(
+    table: Conditionals, log_p: Tensor, law: SpeculativeLaw, start: Tensor, ends: Tensor
+) -> Score:
+    """The recursion of method.md §7, prefix i from the last to the first.
+
+        G_i(d, n) = Σ_{d≤e<end} Q(d, e)·(c(d, e)·p_i(e) − q_i(e))₊·next(e+1, n−1)
+                    + Q(d, end)·c(d, end)·L(end)
+
+    with Q(d, e) and c(d, e) of the run of drafts d..e−1; next(e, m) = G_i(e, m) where a round and
+    a rank are left, else L(e). One prefix's runs (d, e) form a matrix that depends on no G, so a
+    round is one product with it: O(D²) scalars a row with one round, O(D³) with more. Expected
+    passes are carried as in `_score_token`.
+    """
+    rows, length, _ = table.log_q.shape
+    # L(d) for d = 0..D and its costs, stacked: (3, B, D + 1).
+    leaf = torch.zeros(3, rows, length + 1, dtype=torch.float64, device=log_p.device)
+    size = max(1, _BLOCK // length**2)
+    for i in range(length - 1, -1, -1):
+        alive = ((start <= i) & (table.lengths > i)).nonzero()[:, 0]
+        for b in filter(len, alive.split(size)):
+            end = ends[b, i]
+            inside = slice(i, int(end.max()))
+            log_q, target = table.log_q[b, i, inside], log_p[b, i, inside]
+            if law.accept_first:  # p_i(i) := q_i(i)
+                target[:, 0] = log_q[:, 0]
+            unverified = law.accept_first & (end == i + 1)
+            found = _block_rounds(log_q, target, end - i, leaf[:, b, i:], law.rounds)
+            # L(i) = G_i(i, N), one trunk and one verify pass later.
+            found[1] += 1
+            found[2] += (~unverified).double()
+            leaf[:, b, i] = found
+    return _at_start(leaf, start)
+
+
+def _block_rounds(log_q: Tensor, log_p: Tensor, size: Tensor, leaf: Tensor, rounds: int) -> Tensor:
+    """(3, B) G_i(i, N) and its costs of one prefix i.
+
+    Ranks are counted from i: log_q, log_p (B, W) of windows of (B,) size; leaf (3, B, > W) holds L.
+    """
+    pad = torch.nn.functional.pad
+    width, ends = log_q.shape[1], size[:, None]
+    e = torch.arange(
+        width + 1, device=size.device
+    )  # where a run ends: rejected there, or at `ends`
+    d = e[
+        : 1 if rounds == 1 else width, None
+    ]  # where it starts: the first round at i, others later
+    log_q, log_p = (x.masked_fill(e[:-1] >= ends, 0) for x in (log_q, log_p))
+    # Q(d, e) and c(d, e), each (B, d, e): the ranks before d count as factors of 1.
+    q, p = (torch.where(e[:-1] >= d, x[:, None], 0.0) for x in (log_q, log_p))
+    drafted, log_c = pad(q.cumsum(-1), (1, 0)), run_ratio(q, p)
+    excess = _log_excess(pad(log_q, (0, 1))[:, None], log_c + pad(log_p, (0, 1))[:, None])
+    run = drafted + torch.where((e == ends)[:, None], log_c, excess)
+    run = run.masked_fill((e < d) | (e > ends)[:, None], -torch.inf)
+
+    beyond = torch.minimum(e + 1, ends)  # the rank after a run that ended at e
+    final = leaf.gather(2, beyond.expand(3, -1, -1))
+    following = final  # next(e + 1, n − 1), for n = 1..N
+    for n in range(1, rounds + 1):
+        if n == rounds:
+            run = run[:, :1]
+        terms = run + following[0][:, None]
+        g = terms.logsumexp(-1)
+        # Each run's share of G; an impossible state costs whatever it likes.
+        share = (terms - g[..., None]).exp().masked_fill((g == -torch.inf)[..., None], 0)
+        trunk, verify = (share @ x[..., None] for x in following[1:])
+        found = torch.stack((g, trunk[..., 0], verify[..., 0]))
+        if n < rounds:
+            later = pad(found[:, :, 1:], (0, 2))
+            later[2] += 1  # that round's verify pass
+            following = torch.where(beyond < ends, later, final)
+    return found[:, :, 0]
+
+
+def _at_start(leaf: Tensor, start: Tensor) -> Score:
+    """Each row's score from L and its costs, (3, B, L + 1), at every prefix."""
+    log_prob, trunk, verify = leaf.gather(2, start.expand(3, -1)[..., None])[..., 0]
     impossible = log_prob == -torch.inf
     return Score(
         log_prob, trunk.masked_fill(impossible, math.nan), verify.masked_fill(impossible, math.nan)
     )
 
 
-def _accept_reject(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """log min(q, p) and log (p − q)₊."""
+def _log_excess(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """log (p − q)₊."""
     gap = (log_q - log_p).clamp(max=0)  # where q < p
     gap = torch.where(log_p == -torch.inf, torch.zeros_like(gap), gap)
-    return torch.minimum(log_q, log_p), log_p + torch.log(-torch.expm1(gap))
+    return log_p + torch.log(-torch.expm1(gap))

@@ -27,7 +27,8 @@ class Conditionals:
 
     log_q, log_p: (B, L, L) float64 nats, [b, i, d]; NaN where not computed (below the diagonal,
     beyond the row, outside the band that was asked for). log_p is None without a verifier pass.
-    lengths: (B,) D of each row. temperature, top_p: as tempered.
+    lengths: (B,) D of each row. temperature, top_p: as tempered. log_best: (B, L, L) log of the
+    draft's largest probability, or None.
     """
 
     log_q: Float64[Tensor, "rows length length"]
@@ -35,6 +36,7 @@ class Conditionals:
     lengths: Int64[Tensor, "rows"]
     temperature: float
     top_p: float
+    log_best: Float64[Tensor, "rows length length"] | None = None
 
 
 @torch.no_grad()
@@ -47,6 +49,7 @@ def conditionals(
     temperature: float = 1.0,
     top_p: float = 1.0,
     target: bool = True,
+    best: bool = False,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> Conditionals:
@@ -58,6 +61,7 @@ def conditionals(
         lengths: (B,) or None for full rows.
         temperature, top_p: tempering of both laws.
         target: False leaves out the head.
+        best: True adds the draft's largest probability, which laws with `stop` need.
         batch_size: prefixes in one pass.
         progress: called after each pass.
 
@@ -70,7 +74,8 @@ def conditionals(
     every = rows.lengths[:, None].expand_as(rows.tokens)
     wanted = torch.arange(rows.tokens.shape[1], device=every.device) < every
     return fill_table(
-        model.network, rows, wanted, every, temperature, top_p, target, batch_size, progress
+        *(model.network, rows, wanted, every, temperature, top_p, target, best),
+        *(batch_size, progress),
     )
 
 
@@ -85,6 +90,7 @@ def fill_table(
     temperature: float,
     top_p: float,
     target: bool,
+    best: bool,
     batch_size: int,
     progress: Progress | None,
 ) -> Conditionals:
@@ -96,25 +102,27 @@ def fill_table(
     shape = (count, length, length)
     log_q = torch.full(shape, math.nan, dtype=torch.float64, device=rows.tokens.device)
     log_p = log_q.clone() if target else None
+    log_best = log_q.clone() if best else None
     score = _Scorer(network, rows, temperature, top_p, target)
     for at in range(0, len(pairs), batch_size):
         b, i = pairs[at : at + batch_size].unbind(1)
         end = ends[b, i]
         ranks = i[:, None] + torch.arange(int((end - i).max()), device=i.device)
         inside = ranks < end[:, None]
-        q, p = score(b, i, ranks.masked_fill(~inside, length))
         pair, k = inside.nonzero(as_tuple=True)
-        log_q[b[pair], i[pair], ranks[pair, k]] = q[pair, k]
-        if log_p is not None and p is not None:
-            log_p[b[pair], i[pair], ranks[pair, k]] = p[pair, k]
+        found = score(b, i, ranks.masked_fill(~inside, length))
+        for table, values in zip((log_q, log_p, log_best), found, strict=True):
+            if table is not None and values is not None:
+                table[b[pair], i[pair], ranks[pair, k]] = values[pair, k]
         if progress is not None:
             progress(min(at + batch_size, len(pairs)), len(pairs))
-    return Conditionals(log_q, log_p, rows.lengths, temperature, top_p)
+    return Conditionals(log_q, log_p, rows.lengths, temperature, top_p, log_best)
 
 
 @dataclass(frozen=True)
 class _Scorer:
-    """(pairs,) rows b and prefixes i, (pairs, K) ranks d ≥ i → log q_i(d), log p_i(d)."""
+    """(pairs,) rows b and prefixes i, (pairs, K) ranks d ≥ i → log q_i(d), log p_i(d), and the
+    largest log-probability of the draft."""
 
     network: Denoiser
     rows: Rows
@@ -122,7 +130,7 @@ class _Scorer:
     top_p: float
     target: bool
 
-    def __call__(self, b: Tensor, i: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, b: Tensor, i: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         network, order = self.network, self.rows.order[b]
         ranked = self.rows.tokens[b].gather(1, order)
         length = order.shape[1]
@@ -134,18 +142,21 @@ class _Scorer:
         # In blocks of ranks, so that memory does not grow with length × vocabulary.
         size = max(1, _BLOCK // (len(b) * network.vocab_size))
         blocks = [slice(k, k + size) for k in range(0, ranks.shape[1], size)]
-        log_q = [
+        draft = [
             self._pick(network.draft_logits(hidden, positions[:, k]), symbols[:, k]) for k in blocks
         ]
+        log_q, log_best = (torch.cat(x, 1) for x in zip(*draft, strict=True))
         if not self.target:
-            return torch.cat(log_q, 1), None
+            return log_q, None, log_best
         assert isinstance(network, Verifier)
         prefix = network.prefix(hidden, seen, order, i)
         log_p = [
-            self._pick(network.verify(prefix, ranks[:, k], ranked), symbols[:, k]) for k in blocks
+            self._pick(network.verify(prefix, ranks[:, k], ranked), symbols[:, k])[0]
+            for k in blocks
         ]
-        return torch.cat(log_q, 1), torch.cat(log_p, 1)
+        return log_q, torch.cat(log_p, 1), log_best
 
-    def _pick(self, logits: Tensor, symbols: Tensor) -> Tensor:
+    def _pick(self, logits: Tensor, symbols: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of the symbols, and the largest."""
         log_p = log_probabilities(logits, self.temperature, self.top_p)
-        return log_p.gather(-1, symbols[..., None])[..., 0]
+        return log_p.gather(-1, symbols[..., None])[..., 0], log_p.amax(-1)

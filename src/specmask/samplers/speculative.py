@@ -10,10 +10,12 @@ from torch import Tensor
 
 from specmask.categorical import (
     Purpose,
+    accept_block,
     accept_prefix,
     check_tempering,
     draw_residual,
     log_probabilities,
+    run_ratio,
 )
 from specmask.checks import whole
 from specmask.errors import UserError, unknown
@@ -22,6 +24,7 @@ from specmask.masking import (
     OrderName,
     SpeculativeLaw,
     Window,
+    confident_ends,
     order_by,
     window_ends,
 )
@@ -33,8 +36,10 @@ from specmask.samplers.base import (
     StepInfo,
     Uniforms,
     blocks,
+    check_number,
     check_order,
     draw_drafts,
+    draw_tokens,
     initial_state,
     place,
     reveal,
@@ -49,7 +54,8 @@ class Speculative:
     Each trunk pass drafts the next W(i) ranks independently; up to `rounds` verify passes accept
     a run of them and redraw the first rejected one from (p − q)₊. With enough rounds a window is
     an exact joint draw from the target; fewer only trade verify for trunk passes. Drafts that no
-    round has scanned are kept for the next round of the same pass.
+    round has scanned are kept for the next round of the same pass; block verification, whose
+    verdict depends on all of them, redraws them.
 
     Passes per step: 1 trunk and at most `rounds` verify. Paper's settings: `rounds` and cosine
     `step` of (1, .002) (2, .005) (3, .01) (4, .02) (8, .04) (10, .083) on OpenWebText.
@@ -70,6 +76,14 @@ class Speculative:
     """Divides the logits of draft and target alike; 0 takes the likeliest symbol."""
     top_p: float = 1.0
     """Keeps the smallest set of symbols of that mass, in draft and target alike."""
+    verification: Literal["token", "block"] = "token"
+    """token, the paper's rule, judges one draft after the other; block (arXiv 2403.10444) judges
+    a round's drafts jointly and accepts at least as many on average. Fewer trunk passes also move
+    the law: compare settings at equal cost, by their exact laws."""
+    stop: float = 0.0
+    """A pass's window ends before the first rank, its own first aside, whose draft's largest
+    probability is below this, after temperature and top-p (BiLD, arXiv 2302.07863); from 0, which
+    never ends it, to 1."""
 
     verifies: ClassVar[bool] = True
 
@@ -79,6 +93,9 @@ class Speculative:
         whole("rounds", self.rounds, 1)
         if self.first not in ("verify", "accept"):
             raise unknown("first-rank rule", self.first, ("verify", "accept"))
+        if self.verification not in ("token", "block"):
+            raise unknown("verification", self.verification, ("token", "block"))
+        check_number("stop", self.stop, 0, 1)
         check_order(self.order)
         check_tempering(self.temperature, self.top_p)
 
@@ -92,7 +109,13 @@ class Speculative:
                 "was drawn. Use order='random' or 'left-to-right'"
             )
         return SpeculativeLaw(
-            self.window, self.rounds, self.first == "accept", self.temperature, self.top_p
+            self.window,
+            self.rounds,
+            self.first == "accept",
+            self.temperature,
+            self.top_p,
+            self.verification == "block",
+            self.stop,
         )
 
     def step(self, model: Meter, state: State, uniforms: Uniforms) -> tuple[State, StepInfo]:
@@ -101,6 +124,8 @@ class Speculative:
             state = self._most_confident_first(model, hidden, state)
         ends = window_ends(self.window, state.revealed, state.lengths)
         drafts = draw_drafts(model, hidden, state, ends, uniforms, self.temperature, self.top_p)
+        if self.stop > 0:
+            ends = self._confident_ends(drafts, state.revealed, ends)
         ranked = place(state, drafts.ranks, drafts.tokens)
         size = ends - state.revealed
         scanned = torch.zeros_like(size)
@@ -120,16 +145,21 @@ class Speculative:
                 prefix = prefix.take(torch.isin(prefix.rows, left).nonzero()[:, 0])
             counter = state.passes[left] * self.rounds + n
             window = _Window(drafts, left, scanned[left], size[left])
+            if n > 0 and self.verification == "block":
+                u = uniforms(state.rows[left], window.positions, Purpose.REDRAFT, counter)
+                window.redraw(u, self.temperature, self.top_p)
+                row, k = window.inside.nonzero(as_tuple=True)
+                ranked[left[row], window.ranks[row, k]] = window.tokens[row, k]
             logits = model.verify(prefix, window.ranks, ranked[left])
             accepted, token = self._judge(window, logits, state.rows[left], counter, uniforms, n)
-            stop = scanned[left] + accepted  # where the scan ended, counted in the window
-            cut = (stop < size[left]).nonzero()[:, 0]
-            row, at = left[cut], stop[cut]
-            rejected_drafts[row, drafts.positions[row, at]] = drafts.tokens[row, at]
+            reached = scanned[left] + accepted  # where the scan ended, counted in the window
+            cut = (reached < size[left]).nonzero()[:, 0]
+            row, at = left[cut], reached[cut]
+            rejected_drafts[row, drafts.positions[row, at]] = window.tokens[cut, accepted[cut]]
             ranked[row, drafts.ranks[row, at]] = token[cut]
             rejected[row] += 1
             rounds[left] += 1
-            scanned[left] = torch.minimum(stop + 1, size[left])
+            scanned[left] = torch.minimum(reached + 1, size[left])
             left = (scanned < size).nonzero()[:, 0]
 
         remasked = torch.zeros_like(size)
@@ -151,15 +181,41 @@ class Speculative:
         if self.first == "accept" and n == 0:
             log_p[:, 0] = log_q[:, 0]  # p_i(i) := q_i(i)
         u = uniforms(rows, window.positions, Purpose.ACCEPT, counter)
-        accepted = accept_prefix(log_q, log_p, u, window.inside)
+        if self.verification == "block":
+            log_c = run_ratio(log_q, log_p)
+            excess = self._excess(window, target, log_c)
+            accepted = accept_block(log_c, excess, u, window.inside)
+        else:  # the residual is that of a sure run
+            log_c = torch.zeros_like(log_q)
+            accepted = accept_prefix(log_q, log_p, u, window.inside)
 
         at = accepted.clamp(max=target.shape[1] - 1)[:, None]
         every = torch.arange(len(at), device=at.device)
-        q = log_probabilities(window.draft_logits(at[:, 0]), self.temperature, self.top_p).exp()
+        q = log_probabilities(window.draft_logits(at)[:, 0], self.temperature, self.top_p).exp()
         p = log_probabilities(target[every, at[:, 0]], self.temperature, self.top_p).exp()
         position = window.positions.gather(1, at)
         u = uniforms(rows, position, Purpose.RESIDUAL, counter)[:, 0]
-        return accepted, draw_residual(q, p, u)
+        return accepted, draw_residual(q, log_c.gather(1, at).exp() * p, u)
+
+    def _excess(self, window: _Window, target: Tensor, log_c: Tensor) -> Tensor:
+        """(B, K) s_t = Σ_v (c_t·p(v) − q(v))₊ at the rank after t drafts (method.md §7)."""
+        c, excess = log_c[:, :-1, None].exp(), []
+        for k in blocks(*target.shape):
+            p = log_probabilities(target[:, k], self.temperature, self.top_p).exp()
+            draft = window.draft_logits(window.every[:, k])
+            q = log_probabilities(draft, self.temperature, self.top_p).exp()
+            excess.append((c[:, k] * p - q).clamp_min(0).sum(-1))
+        return torch.cat(excess, 1)
+
+    def _confident_ends(self, drafts: Drafts, revealed: Tensor, ends: Tensor) -> Tensor:
+        log_best = torch.cat(
+            [
+                log_probabilities(drafts.logits[:, k], self.temperature, self.top_p).amax(-1)
+                for k in blocks(*drafts.logits.shape)
+            ],
+            dim=1,
+        )
+        return confident_ends(ends, revealed, drafts.ranks, log_best, self.stop)
 
     def _most_confident_first(self, model: Meter, hidden: Tensor, state: State) -> State:
         length = state.tokens.shape[1]
@@ -185,6 +241,7 @@ class _Window:
         index = scanned[:, None] + torch.arange(width, device=rows.device)
         self.inside = index < size[:, None]
         self._drafts, self._rows = drafts, rows
+        self.every = torch.arange(width, device=rows.device).expand_as(index)
         self._index = index.clamp(max=drafts.ranks.shape[1] - 1)
         pick = rows[:, None], self._index
         self.ranks = drafts.ranks[pick].masked_fill(~self.inside, drafts.padding)
@@ -192,5 +249,13 @@ class _Window:
         self.tokens, self.log_q = drafts.tokens[pick], drafts.log_q[pick]
 
     def draft_logits(self, at: Tensor) -> Tensor:
-        """(B, V) draft logits at the `at`-th unscanned rank of each row."""
-        return self._drafts.logits[self._rows, self._index.gather(1, at[:, None])[:, 0]]
+        """(B, n, V) draft logits at the (B, n) `at`-th unscanned ranks of each row."""
+        return self._drafts.logits[self._rows[:, None], self._index.gather(1, at)]
+
+    def redraw(self, uniforms: Tensor, temperature: float, top_p: float) -> None:
+        """Draw every draft of this part anew."""
+        drawn = [
+            draw_tokens(self.draft_logits(self.every[:, k]), uniforms[:, k], temperature, top_p)
+            for k in blocks(len(self.every), self.every.shape[1], self._drafts.logits.shape[-1])
+        ]
+        self.tokens, self.log_q = (torch.cat(x, 1) for x in zip(*drawn, strict=True))
