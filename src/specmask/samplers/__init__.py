@@ -8,16 +8,7 @@ from specmask.samplers.driver import Frame, Samples, sample, stream
 from specmask.samplers.entropy_bound import EntropyBound
 from specmask.samplers.first_hitting import FirstHitting
 from specmask.samplers.speculative import Speculative
-
-SAMPLERS = {
-    "speculative": Speculative,
-    "ancestral": Ancestral,
-    "any_order": AnyOrder,
-    "first_hitting": FirstHitting,
-    "confidence": Confidence,
-    "threshold": Threshold,
-    "entropy_bound": EntropyBound,
-}
+from specmask.samplers.table import SAMPLERS, default_sampler, make_sampler
 
 __all__ = [
     "SAMPLERS",
@@ -32,6 +23,8 @@ __all__ = [
     "Speculative",
     "StepInfo",
     "Threshold",
+    "default_sampler",
+    "make_sampler",
     "sample",
     "stream",
 ]
