@@ -18,6 +18,7 @@ from specmask import (
     CosineWindow,
     FullWindow,
     LinearWindow,
+    Speculative,
 )
 from specmask.likelihood import sweep as module
 from specmask.likelihood.sweep import FIRSTS, sweep
@@ -54,10 +55,9 @@ def assert_as_scored(table: Conditionals, windows: list[Window], rounds: int) ->
     for k, window in enumerate(windows):
         for f, first in enumerate(FIRSTS):
             for n in range(rounds):
-                law = SpeculativeLaw(
-                    window, n + 1, first == "accept", table.temperature, table.top_p
-                )
-                want = specmask.score(table, law)
+                tempering = {"temperature": table.temperature, "top_p": table.top_p}
+                sampler = Speculative(window, n + 1, first, **tempering)  # type: ignore[arg-type]
+                want = specmask.score(table, sampler.law())
                 for field in ("log_prob", "trunk", "verify"):
                     torch.testing.assert_close(
                         getattr(found, field)[:, k, f, n],
@@ -116,7 +116,7 @@ def test_a_thousand_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     found = sweep(table, windows, 2)
     assert float(found.log_prob.max()) < -6000
     for k, window in enumerate(windows):
-        want = specmask.score(table, SpeculativeLaw(window, 2, True, 1.0, 1.0))
+        want = specmask.score(table, Speculative(window, 2, "accept").law())
         for field in ("log_prob", "trunk", "verify"):
             torch.testing.assert_close(getattr(found, field)[:, k, 1, 1], getattr(want, field))
 

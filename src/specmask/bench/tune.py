@@ -198,11 +198,23 @@ def _check_possible(table: Conditionals, first_row: int) -> None:
 
 
 def own_rows(
-    model: Model, sampler: Speculative, lengths: Tensor, seed: int, batch_size: int
+    model: Model,
+    sampler: Speculative,
+    lengths: Tensor,
+    seed: int,
+    batch_size: int,
+    progress: Progress | None = None,
 ) -> specmask.Samples:
     """A row of the sampler's own for each of the (B,) lengths, numbered from `OWN_ROWS`."""
     canvas = torch.full((len(lengths), int(lengths.max())), model.network.mask_id)
     rows = range(OWN_ROWS, OWN_ROWS + len(lengths))
+    done = 0
+
+    def on_frame(frame: specmask.Frame) -> None:
+        nonlocal done
+        done += int(frame.finished.sum())
+        _tell(progress, "rows of the model's own", done, len(lengths))
+
     return specmask.sample(
         model,
         sampler,
@@ -211,6 +223,7 @@ def own_rows(
         seed=seed,
         batch_size=batch_size,
         rows=rows,
+        on_frame=on_frame,
     )
 
 
@@ -394,7 +407,7 @@ def tune(
     mine, chosen = text, budget.nearest(text.cost(*prices)[0], bits)
     drawn: dict[int, Scores] = {}  # setting → all settings on rows that it drew
     while own and chosen not in drawn and len(drawn) < _MOST_DRAWN:
-        rows = own_rows(model, settings[chosen], lengths[:own], seed, batch_size)
+        rows = own_rows(model, settings[chosen], lengths[:own], seed, batch_size, progress)
         mine = score_settings(model, rows.tokens, rows.order, rows.lengths, *rest)
         drawn[chosen] = mine
         chosen = budget.nearest(mine.cost(*prices)[0], bits)

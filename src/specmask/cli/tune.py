@@ -198,9 +198,12 @@ class _Progress:
 
     def show(self, what: str, done: int, total: int) -> None:
         """Called by `tune`."""
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what)
-        self._bar.update(self._tasks[what], completed=done, total=total)
+        task = self._tasks.setdefault(what, None)
+        if task is None:
+            task = self._tasks[what] = self._bar.add_task(what)
+        elif self._bar.tasks[task].finished:  # again, of other rows
+            self._bar.reset(task)
+        self._bar.update(task, completed=done, total=total)
 
     def __exit__(self, *error: Any) -> None:
         self._bar.__exit__(*error)

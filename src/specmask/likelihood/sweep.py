@@ -1,5 +1,7 @@
 """Exact law and cost of thousands of self-speculative settings from one table (method.md §6).
 
+Drafts are verified one by one, as in the paper.
+
 For a prefix i, what happens inside a trunk pass does not depend on the window until the window
 ends. Let A_m(d) be the mass that comes to rank d, unjudged, after m rejections:
 
