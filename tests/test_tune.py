@@ -226,6 +226,7 @@ def test_the_prediction_is_what_the_meter_reads() -> None:
         rounds=4,
         own=100,
     )
+    assert found.point["own_rows"] == 100
     measured = check_tuning(model, found, full(tokens), 1000, 0, 500)
     error = math.hypot(measured["nfe_se"], found.point["nfe_se"])
     assert measured["apart"] == pytest.approx(abs(measured["nfe"] - found.point["nfe"]) / error)

@@ -379,8 +379,8 @@ def tune(
         tokens, lengths: (B, L) held-out rows and (B,) their lengths, B ≥ 2.
         budget: of one row as it is generated.
         windows: default `window_grid`. rounds: the most.
-        own: rows to draw for the cost of generating, of the first held-out rows' lengths, once to
-            four times; 0 takes the cost on the text.
+        own: rows to draw for the cost of generating, which take the held-out rows' lengths in turn,
+            once to four times; 0 takes the cost on the text.
         temperature: of draft and target alike; the law is then that of the tempered target.
         seed: names orders and own rows. batch_size: rows in one pass.
         progress: what is being done, and how far it is.
@@ -405,9 +405,10 @@ def tune(
         budget.choose(bits, bits)
 
     mine, chosen = text, budget.nearest(text.cost(*prices)[0], bits)
+    sizes = lengths[torch.arange(own) % len(lengths)]
     drawn: dict[int, Scores] = {}  # setting → all settings on rows that it drew
     while own and chosen not in drawn and len(drawn) < _MOST_DRAWN:
-        rows = own_rows(model, settings[chosen], lengths[:own], seed, batch_size, progress)
+        rows = own_rows(model, settings[chosen], sizes, seed, batch_size, progress)
         mine = score_settings(model, rows.tokens, rows.order, rows.lengths, *rest)
         drawn[chosen] = mine
         chosen = budget.nearest(mine.cost(*prices)[0], bits)
