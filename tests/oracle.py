@@ -65,6 +65,15 @@ def tiny_network(
     return perturb(network, scale, seed).to(dtype)
 
 
+class Draft:
+    """A network's draft alone: a denoiser that cannot verify."""
+
+    def __init__(self, network: HybridTransformer) -> None:
+        for name in ("vocab_size", "mask_id", "length", "trunk_layers", "head_layers"):
+            setattr(self, name, getattr(network, name))
+        self.trunk, self.draft_logits = network.trunk, network.draft_logits
+
+
 def all_rows(vocab_size: int, length: int) -> Tensor:
     """(V^D, D): every row, the last position fastest."""
     return torch.tensor(list(product(range(vocab_size), repeat=length)))

@@ -845,7 +845,7 @@ def test_words_that_make_no_command(
     assert "Traceback" not in out + err
 
 
-@pytest.mark.parametrize("verb", ["train", "sample", "score", "demo"])
+@pytest.mark.parametrize("verb", ["train", "sample", "score", "tune", "demo"])
 def test_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     assert command(verb, "--help") == 0
     said = capsys.readouterr().out

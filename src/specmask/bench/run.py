@@ -26,7 +26,9 @@ Point = dict[str, Any]
 
 
 def show(value: Any) -> Any:
-    """A setting as one types it: windows become words, the rest stays."""
+    """A setting as one types it: windows become words, a model its name, the rest stays."""
+    if isinstance(value, Model):
+        return value.name
     if not isinstance(value, Window):
         return value
     name = type(value).__name__.removesuffix("Window").lower()

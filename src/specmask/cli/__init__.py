@@ -14,6 +14,7 @@ from specmask.cli.output import flush_stdout
 from specmask.cli.sample import Sample, run_sample
 from specmask.cli.score import Score, run_score
 from specmask.cli.train import Train, run_train
+from specmask.cli.tune import Tune, run_tune
 from specmask.demo import DemoArgs, demo
 from specmask.errors import UserError
 
@@ -23,6 +24,7 @@ COMMANDS: dict[type, Callable[[Any], None]] = {
     Sample: run_sample,
     Score: run_score,
     Judge: run_judge,
+    Tune: run_tune,
     DemoArgs: demo,
 }
 
@@ -56,9 +58,10 @@ def _run(argv: Sequence[str] | None) -> None:
             | Annotated[Sample, tyro.conf.subcommand("sample")]
             | Annotated[Score, tyro.conf.subcommand("score")]
             | Annotated[Judge, tyro.conf.subcommand("judge")]
+            | Annotated[Tune, tyro.conf.subcommand("tune")]
             | Annotated[DemoArgs, tyro.conf.subcommand("demo")],
             prog="specmask",
-            description="Self-speculative masked diffusion: train, sample and score.",
+            description="Self-speculative masked diffusion: train, sample, score and tune.",
             args=argv,
             config=(tyro.conf.FlagCreatePairsOff,),
         )

@@ -24,8 +24,8 @@ import tyro
 import specmask
 from specmask.bench.run import show
 from specmask.errors import UserError, unknown
-from specmask.masking import Window, parse_window
-from specmask.samplers import SAMPLERS
+from specmask.samplers import SAMPLERS, make_sampler
+from specmask.samplers.table import WORDS
 from specmask.training.config import TrainConfig
 
 
@@ -55,7 +55,7 @@ def optional(tables: dict[str, type], skip: frozenset[str] = frozenset()) -> lis
             if item.name in skip:
                 continue
             hint = hints[item.name]
-            word = hint is Window or get_origin(hint) is Literal
+            word = item.name in WORDS or get_origin(hint) is Literal
             types.setdefault(item.name, str if word else hint)
             default = "" if item.default is MISSING else f" [{show(item.default)}]"
             prefix = f"{name}{default}: " if name else ""
@@ -74,7 +74,11 @@ def _option(kind: Any, helps: list[str]) -> Any:
     return tyro.conf.arg(metavar=name, help=text, help_behavior_hint="")
 
 
-SAMPLER_HELP = tyro.conf.arg(help=f"One of: {', '.join(SAMPLERS)}.")
+SAMPLER_DEFAULT_HELP = tyro.conf.arg(
+    help=f"One of: {', '.join(SAMPLERS)}. Without it and without any setting, what specmask tune "
+    "has saved with the model; else speculative, or ancestral for a model without a causal head.",
+    help_behavior_hint="",
+)
 
 if TYPE_CHECKING:
     SamplerOptions: TypeAlias = Any
@@ -118,9 +122,7 @@ def build_sampler(name: str, options: Any) -> specmask.samplers.Sampler:
                 f"{_flag(option)} is not a setting of sampler {name!r}: it has "
                 + ", ".join(_flag(one) for one in sorted(own))
             )
-    if "window" in settings:
-        settings["window"] = parse_window(settings["window"])
-    return SAMPLERS[key](**settings)
+    return make_sampler(key, settings)
 
 
 def _flag(name: str) -> str:

@@ -11,20 +11,22 @@ from typing import Annotated, Any
 import tyro
 
 import specmask
-from specmask.bench.run import json_line, settings_of
+from specmask.bench.run import json_line, sampler_name, settings_of
 from specmask.checks import check_device
 from specmask.cli.canvases import Canvases, check_canvases, read_canvases
 from specmask.cli.options import (
-    SAMPLER_HELP,
+    SAMPLER_DEFAULT_HELP,
     SamplerOptions,
     build_sampler,
     check_least,
     check_out,
     check_seed,
+    given,
 )
 from specmask.cli.output import console, progress_bar, rows_file
 from specmask.data.fasta import FASTA, write_fasta
 from specmask.errors import UserError
+from specmask.samplers import default_sampler
 from specmask.training.loop import versions
 
 
@@ -52,7 +54,7 @@ class Sample:
     a FASTA of such templates, of which each gets --num samples."""
     lengths_from: Path | None = None
     """FASTA whose sequences say how long samples are: each row draws one of their lengths."""
-    sampler: Annotated[str, SAMPLER_HELP] = "speculative"
+    sampler: Annotated[str | None, SAMPLER_DEFAULT_HELP] = None
     seed: int = 0
     """Names all random numbers."""
     first_row: int = 0
@@ -68,9 +70,13 @@ class Sample:
 
 def run_sample(args: Sample) -> None:
     """`specmask sample`."""
-    sampler = build_sampler(args.sampler, args.settings)
+    sampler = None
+    if args.sampler is not None or given(args.settings):
+        sampler = build_sampler(args.sampler or "speculative", args.settings)
     _check(args)
     model = specmask.load(args.model, args.device, trunk=args.trunk)
+    if sampler is None:
+        sampler = default_sampler(model)
     canvases = read_canvases(model, args)
     lines = _sample_rows(model, sampler, args, canvases)
     if args.out is None:
@@ -112,7 +118,7 @@ def _sample_rows(
     """One JSON-able object per sample, in order, as batches finish."""
     record = {
         "model": args.model,
-        "sampler": args.sampler,
+        "sampler": sampler_name(sampler),
         "settings": settings_of(sampler),
         "seed": args.seed,
         "device": args.device,

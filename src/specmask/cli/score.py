@@ -21,10 +21,8 @@ from specmask.cli.options import (
     check_seed,
 )
 from specmask.cli.output import progress_bar, rows_file
-from specmask.data.batches import windows
-from specmask.data.files import read_text
-from specmask.data.tokenizers import decode, encode
-from specmask.errors import UserError
+from specmask.cli.rows import read_windows
+from specmask.data.tokenizers import decode
 from specmask.metrics.estimate import Estimate, ratio
 from specmask.training.loop import versions
 
@@ -71,15 +69,9 @@ def run_score(args: Score) -> None:
     check_least(
         1, rows=args.rows, length=args.length, orders=args.orders, batch_size=args.batch_size
     )
-    text = read_text(args.file).rstrip("\n")
     model = specmask.load(args.model, args.device, trunk=args.trunk)
-    if model.tokenizer is None:
-        raise UserError(f"{args.model} has no tokenizer, so it cannot read {args.file}")
-    length = model.network.length if args.length is None else args.length
-    if length > model.network.length:
-        raise UserError(f"--length {length}: the model takes 1 to {model.network.length}")
-    ids = encode(model.tokenizer, text, str(args.file))
-    tokens = windows(ids, length, args.rows)
+    tokens = read_windows(model, args.file, args.length, args.rows)
+    length = tokens.shape[1]
     lines = _score_rows(model, sampler, args, tokens)
     if args.out is not None:
         with rows_file(args.out) as file:

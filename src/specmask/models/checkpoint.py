@@ -1,4 +1,5 @@
-"""The model folder: config.json, model.safetensors, tokenizer.json, README.md (the card).
+"""The model folder: config.json, model.safetensors, tokenizer.json, README.md (the card), and
+sampler.json where one was tuned.
 
 Written to a temporary sibling, synced and renamed, so that a folder is whole or absent. Nothing is
 pickled: loading a folder from a stranger runs no code of theirs.
@@ -25,6 +26,7 @@ from specmask.checks import check_device
 from specmask.errors import UserError, unknown
 from specmask.models.hybrid import DraftNetwork, HybridConfig, HybridTransformer, is_new
 from specmask.models.protocol import Denoiser
+from specmask.models.saved_sampler import SavedSampler, read_sampler
 from specmask.models.zoo import ZOO, zoo_folder
 
 _Config = TypeVar("_Config")
@@ -40,11 +42,15 @@ CONFIG, WEIGHTS, TOKENIZER, CARD = (
 
 @dataclass(frozen=True)
 class Model:
-    """A network and, where it reads text, its tokenizer; what every public function takes."""
+    """A network and, where it reads text, its tokenizer; what every public function takes.
+
+    default_sampler: what the model's folder recommends, if it does.
+    """
 
     network: Denoiser
     tokenizer: Tokenizer | None = None
     name: str = "network"
+    default_sampler: SavedSampler | None = None
 
     @property
     def device(self) -> torch.device:
@@ -189,7 +195,7 @@ def load(
     Raises:
         UserError: no such name or folder, a missing or damaged file, a missing, superfluous or
             misshapen tensor, a weight that is not finite; another pretrained model; a tokenizer
-            with more tokens than the network has.
+            with more tokens than the network has; a damaged sampler.json.
     """
     check_device(device)
     folder = Path(name_or_folder)
@@ -197,7 +203,7 @@ def load(
         folder = zoo_folder(str(name_or_folder))
     if not folder.is_dir():
         raise unknown("model", str(name_or_folder), ZOO)
-    config = _read_config(folder)
+    config, default = _read_config(folder), read_sampler(folder)
     state = _read_weights(folder, config)
     network = _build(folder, config, trunk)
     if config["architecture"] == "pretrained" and not all(is_new(name) for name in state):
@@ -220,7 +226,7 @@ def load(
                 f"{folder / TOKENIZER} has {size} tokens, the network {network.vocab_size}: "
                 "expected the tokenizer it was trained with; copy the folder again"
             )
-    return Model(network, tokenizer, folder.name)
+    return Model(network, tokenizer, folder.name, default)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

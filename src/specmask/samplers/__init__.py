@@ -1,4 +1,4 @@
-"""Samplers: frozen dataclasses of settings. A new one is one file and one line in `SAMPLERS`."""
+"""Samplers: frozen dataclasses of settings. A new one is one file and one line in `table`."""
 
 from specmask.samplers.ancestral import Ancestral
 from specmask.samplers.any_order import AnyOrder
@@ -16,24 +16,7 @@ from specmask.samplers.rcr import RunningConfidence
 from specmask.samplers.remdm import ReMDM
 from specmask.samplers.speculative import Speculative
 from specmask.samplers.star import Star
-
-SAMPLERS = {
-    "speculative": Speculative,
-    "ancestral": Ancestral,
-    "any_order": AnyOrder,
-    "first_hitting": FirstHitting,
-    "confidence": Confidence,
-    "threshold": Threshold,
-    "entropy_bound": EntropyBound,
-    "dilated": Dilated,
-    "klass": Klass,
-    "star": Star,
-    "remdm": ReMDM,
-    "p2": PathPlanning,
-    "rcr": RunningConfidence,
-    "optimal": Optimal,
-    "any_subset": AnySubset,
-}
+from specmask.samplers.table import SAMPLERS, default_sampler, make_sampler
 
 __all__ = [
     "SAMPLERS",
@@ -56,6 +39,8 @@ __all__ = [
     "Star",
     "StepInfo",
     "Threshold",
+    "default_sampler",
+    "make_sampler",
     "sample",
     "stream",
 ]

@@ -13,6 +13,7 @@ from specmask.models.checkpoint import Model
 from specmask.models.protocol import Denoiser, Meter, Passes
 from specmask.samplers.base import Canvas, Sampler, StepInfo, Uniforms, plain_info
 from specmask.samplers.checks import check_call, check_canvas
+from specmask.samplers.table import default_sampler
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Samples:
 @torch.no_grad()
 def stream(
     model: Model,
-    sampler: Sampler,
+    sampler: Sampler | None = None,
     *,
     num: int | None = None,
     length: int | None = None,
@@ -79,7 +80,8 @@ def stream(
 
     Args:
         model: from `load` or `wrap`.
-        sampler: its settings.
+        sampler: its settings; default what the model's folder recommends (`specmask tune`), or
+            else `Speculative()`, for a network without a causal head `Ancestral()`.
         num, length: so many rows of so many masked tokens (default: the model's length); or
         canvas: (B, L) tokens with `network.mask_id` at the positions to fill.
         lengths: (B,) tokens of each row if rows differ; what lies beyond is padding.
@@ -91,6 +93,7 @@ def stream(
     Raises:
         UserError: any argument out of range, before any pass is made.
     """
+    sampler = default_sampler(model) if sampler is None else sampler
     whole = check_canvas(model, num, length, canvas, lengths, rows)
     check_call(model, sampler, seed, batch_size)
     uniforms = Uniforms(seed)
@@ -136,7 +139,7 @@ def _run(
 
 def sample(
     model: Model,
-    sampler: Sampler,
+    sampler: Sampler | None = None,
     *,
     num: int | None = None,
     length: int | None = None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -60,6 +62,24 @@ def _at_length(profile: Profile, given: int, length: int) -> list[float]:
     return torch.lerp(whole_row[low], whole_row[high], at - low).tolist()
 
 
+def read_profile(file: str) -> Profile:
+    """A profile from a JSON file with a list of numbers.
+
+    Raises:
+        UserError: no such file, or something else in it.
+    """
+    path = Path(file)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"profile {path}: {error}; expected a JSON list of the numbers of nll_profile"
+        ) from None
+    if not isinstance(values, list) or not all(isinstance(x, int | float) for x in values):
+        raise UserError(f"profile {path}: expected a JSON list of the numbers of nll_profile")
+    return tuple(map(float, values))
+
+
 @lru_cache(maxsize=4096)
 def _row_cuts(profile: Profile, steps: int, given: int, length: int) -> tuple[int, ...]:
     if given == length:
@@ -90,8 +110,8 @@ class Optimal:
     steps: int = 16
     """Passes K, at least 1."""
     profile: Profile = ()
-    """f(0), …, f(D − 1) in nats, falling, from `nll_profile`; without one f falls like −log i, as
-    it roughly does on text."""
+    """f(0), …, f(D − 1) in nats, falling, from `nll_profile`, on the command line a JSON file of
+    them; without one f falls like −log i, as it roughly does on text."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest symbol."""
     top_p: float = 1.0

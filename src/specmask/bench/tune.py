@@ -1,0 +1,473 @@
+"""The best self-speculative setting for a budget, from exact laws alone (method.md §6).
+
+Quality is exact: bits per token of held-out rows under each setting's own law. What a setting
+costs depends on the rows, and a sampler does not make held-out rows, it makes its own. So there
+are two exact costs, both means of E[passes | row, σ] over rows:
+
+- on the text: over held-out rows, the cost that goes with the bits on one curve;
+- generating: over rows that the model draws, along the orders it draws them in.
+
+The second predicts what a sampler's meter will read: without bias for the setting that drew the
+rows, and nearly so for its neighbours, whose laws are nearly the same. So the rows are drawn with
+the choice itself: first with the one that the text suggests, then with the one that those rows
+suggest, until it stays. (Weighting one set of rows by the ratio of two laws would serve all
+settings, but over hundreds of tokens one row then has all the weight.) Budgets are about
+generating; without own rows, about the text.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+import specmask
+from specmask.bench.run import Point, describe, estimate
+from specmask.errors import UserError
+from specmask.likelihood import Conditionals, conditionals, random_orders
+from specmask.likelihood.sweep import FIRSTS, sweep
+from specmask.masking import (
+    ConstantWindow,
+    CosineWindow,
+    FullWindow,
+    LinearWindow,
+    Window,
+    window_ends,
+)
+from specmask.models.checkpoint import Model
+from specmask.models.protocol import Verifier
+from specmask.samplers import Speculative
+from specmask.samplers.base import draw_tokens, score_tokens
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, how much of it is done, how much there is)."""
+
+OWN_ROWS = 1 << 31
+"""Number of the first row that is drawn for costs, far from those of `specmask sample`."""
+_MOST_DRAWN = 4  # times that own rows are drawn
+
+
+# -------------------------------------------------------------------------------------- settings
+
+
+def window_grid(lengths: Tensor, most: int = 500) -> list[Window]:
+    """At most `most` windows that differ on rows of these (B,) lengths, small and large.
+
+    Cosine steps at equal ratios, fewer constants and shares of the row, and no window at all.
+    """
+    longest = int(lengths.max())
+    part = max(1, most // 10)
+    shares = [_rounded(share) for share in _spaced(1 / longest, 1.0, part)]
+    sizes = sorted({round(size) for size in _spaced(1, longest, part)})
+    steps = [_rounded(step) for step in _spaced(0.5 / longest, 1.0, max(1, most - 2 * part - 1))]
+    windows: list[Window] = [
+        FullWindow(),
+        *map(ConstantWindow, sizes),
+        *map(LinearWindow, shares),
+        *map(CosineWindow, steps),
+    ]
+    distinct: dict[bytes, Window] = {}
+    for window in windows:
+        ends = [_ends(window, length) for length in lengths.unique().tolist()]
+        distinct.setdefault(torch.cat(ends).numpy().tobytes(), window)
+    return list(distinct.values())[:most]
+
+
+def _spaced(low: float, high: float, count: int) -> list[float]:
+    """`count` numbers from low to high at equal ratios."""
+    return torch.logspace(math.log10(low), math.log10(high), count, dtype=torch.float64).tolist()
+
+
+def _rounded(share: float) -> float:
+    """To three digits, as one types it."""
+    return min(float(f"{share:.3g}"), 1.0)
+
+
+def _ends(window: Window, length: int) -> Tensor:
+    prefixes = torch.arange(length)
+    return window_ends(window, prefixes, torch.full_like(prefixes, length))
+
+
+def settings_grid(
+    windows: Sequence[Window], rounds: int, temperature: float = 1.0
+) -> list[Speculative]:
+    """Every window with both first-rank rules and 1..rounds rounds, in the order of `sweep`."""
+    return [
+        Speculative(window, n, first, temperature=temperature)  # type: ignore[arg-type]
+        for window in windows
+        for first in FIRSTS
+        for n in range(1, rounds + 1)
+    ]
+
+
+# ---------------------------------------------------------------------------------------- scores
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Exact figures of S settings on B rows.
+
+    bits: (B, S) of each whole row. trunk, verify: (B, S) expected passes. lengths: (B,) tokens.
+    """
+
+    bits: Float64[Tensor, "rows settings"]
+    trunk: Float64[Tensor, "rows settings"]
+    verify: Float64[Tensor, "rows settings"]
+    lengths: Tensor
+
+    def bits_per_token(self) -> tuple[Tensor, Tensor]:
+        """(S,) bits per token over all rows, and their standard errors (`metrics.estimate`)."""
+        sizes = self.lengths.double()[:, None]
+        mean = self.bits.sum(0) / sizes.sum()
+        count = len(sizes)
+        squares = (self.bits - mean * sizes).square().sum(0)
+        return mean, (count / (count - 1) * squares).sqrt() / sizes.sum()
+
+    def cost(self, trunk: float, verify: float) -> tuple[Tensor, Tensor]:
+        """(S,) mean cost of a row at these costs of a pass, and its standard errors."""
+        cost = trunk * self.trunk + verify * self.verify
+        return cost.mean(0), cost.std(0) / math.sqrt(len(cost))
+
+
+@torch.no_grad()
+def score_settings(
+    model: Model,
+    tokens: Tensor,
+    order: Tensor,
+    lengths: Tensor,
+    windows: Sequence[Window],
+    rounds: int,
+    temperature: float = 1.0,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> Scores:
+    """Score `settings_grid` on (B, L) rows along (B, L) orders: one table, then recursions alone.
+
+    Raises:
+        UserError: a row that the network gives probability zero at some place, so that bits are
+            infinite; what `conditionals` refuses.
+    """
+    size = max(1, (1 << 24) // tokens.shape[1] ** 2)  # rows whose tables stay below 256 MB
+    pairs, found = int(lengths.sum()), []
+    for at in range(0, len(tokens), size):
+        part = slice(at, at + size)
+        before = int(lengths[:at].sum())
+        table = conditionals(
+            model,
+            tokens[part],
+            order[part],
+            lengths=lengths[part],
+            temperature=temperature,
+            batch_size=batch_size,
+            progress=lambda done, _, before=before: _tell(  # type: ignore[misc]
+                progress, "tables of conditionals", before + done, pairs
+            ),
+        )
+        _check_possible(table, at)
+        swept = sweep(
+            table,
+            windows,
+            rounds,
+            lambda done, _, at=at: _tell(progress, "settings", at + done, len(tokens)),  # type: ignore[misc]
+        )
+        found.append((-swept.log_prob / math.log(2), swept.trunk, swept.verify))
+    bits, trunk, verify = (torch.cat(x).flatten(1).cpu() for x in zip(*found, strict=True))
+    return Scores(bits, trunk, verify, lengths.cpu())
+
+
+def _tell(progress: Progress | None, what: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(what, done, total)
+
+
+def _check_possible(table: Conditionals, first_row: int) -> None:
+    assert table.log_p is not None
+    zero = ((table.log_q == -torch.inf) | (table.log_p == -torch.inf)).flatten(1).any(1)
+    if bool(zero.any()):
+        row = first_row + int(zero.nonzero()[0])
+        raise UserError(
+            f"row {row} of the data holds a token that the model never draws, so its bits are "
+            "infinite: leave out such rows, or tune at a temperature above 0"
+        )
+
+
+def own_rows(
+    model: Model,
+    sampler: Speculative,
+    lengths: Tensor,
+    seed: int,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> specmask.Samples:
+    """A row of the sampler's own for each of the (B,) lengths, numbered from `OWN_ROWS`."""
+    canvas = torch.full((len(lengths), int(lengths.max())), model.network.mask_id)
+    rows = range(OWN_ROWS, OWN_ROWS + len(lengths))
+    done = 0
+
+    def on_frame(frame: specmask.Frame) -> None:
+        nonlocal done
+        done += int(frame.finished.sum())
+        _tell(progress, "rows of the model's own", done, len(lengths))
+
+    return specmask.sample(
+        model,
+        sampler,
+        canvas=canvas,
+        lengths=lengths,
+        seed=seed,
+        batch_size=batch_size,
+        rows=rows,
+        on_frame=on_frame,
+    )
+
+
+# ----------------------------------------------------------------------------------------- costs
+
+
+@dataclass(frozen=True)
+class PassTimes:
+    """Seconds of a row's share in a trunk pass and in a verify pass, in batches of batch_size."""
+
+    trunk: float
+    verify: float
+    batch_size: int
+
+
+@torch.no_grad()
+def measure_passes(
+    model: Model,
+    length: int,
+    batch_size: int,
+    temperature: float = 1.0,
+    repeats: int = 7,
+) -> PassTimes:
+    """Medians over `repeats` pairs of a trunk and a verify pass, after one to warm up.
+
+    Half of a row is revealed, and the window holds a quarter of it. The trunk pass counts with the
+    drafts and what the head keeps of it, the verify pass with the probabilities of its drafts.
+    """
+    network, device = model.network, model.device
+    assert isinstance(network, Verifier)
+    ranked = torch.zeros(batch_size, length, dtype=torch.int64, device=device)
+    order = torch.arange(length, device=device).expand_as(ranked)
+    lengths, revealed = torch.full((2, batch_size), length, device=device)
+    revealed = revealed // 2
+    tokens = ranked.masked_fill(order >= length // 2, network.mask_id)
+    window = order[:, length // 2 :][:, : max(1, length // 4)]
+    uniforms = torch.full(window.shape, 0.5, dtype=torch.float64, device=device)
+    times = []
+    for _ in range(1 + repeats):
+        began = _now(device)
+        hidden = network.trunk(tokens, lengths)
+        logits = network.draft_logits(hidden, window)
+        drafts, _ = draw_tokens(logits, uniforms, temperature, 1.0)
+        prefix = network.prefix(hidden, tokens, order, revealed)
+        drafted = _now(device)
+        target = network.verify(prefix, window, ranked)
+        score_tokens(target, drafts, temperature, 1.0)
+        times.append((drafted - began, _now(device) - drafted))
+    trunk, verify = torch.tensor(times[1:], dtype=torch.float64).median(0).values.tolist()
+    return PassTimes(trunk / batch_size, verify / batch_size, batch_size)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+# ---------------------------------------------------------------------------------------- choice
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is bounded: nfe or seconds of a sample, for the fewest bits; or bits, for the least NFE.
+
+    times: of the passes, for seconds.
+    """
+
+    kind: Literal["nfe", "bits", "seconds"]
+    limit: float
+    times: PassTimes | None = None
+
+    def allows(self, cost: Tensor, bits: Tensor, setting: int) -> bool:
+        """Whether one of (S,) settings is within the budget."""
+        return float((bits if self.kind == "bits" else cost)[setting]) <= self.limit
+
+    def nearest(self, cost: Tensor, bits: Tensor) -> int:
+        """The best of (S,) settings, or if none is within the budget the nearest to it."""
+        least = float((bits if self.kind == "bits" else cost).min())
+        return replace(self, limit=max(self.limit, least)).choose(cost, bits)
+
+    def choose(self, cost: Tensor, bits: Tensor) -> int:
+        """The best of (S,) settings; of equally good ones the one with more room in the budget.
+
+        Raises:
+            UserError: none is within the budget; the message says what is within reach.
+        """
+        bounded, wanted = (bits, cost) if self.kind == "bits" else (cost, bits)
+        within = bounded <= self.limit
+        if not bool(within.any()):
+            reach = "{:.4g} to {:.4g}".format(*map(float, bounded.aminmax()))
+            raise UserError(
+                f"--{self.kind} {self.limit:g} is out of reach: the settings have {reach} "
+                f"{'bits per token' if self.kind == 'bits' else self.kind}; pass one of those"
+            )
+        best = wanted.masked_fill(~within, math.inf)
+        ties = best <= best.min() + 1e-12
+        return int(bounded.masked_fill(~ties, math.inf).argmin())
+
+
+def pareto(cost: Tensor, bits: Tensor) -> list[int]:
+    """The settings no cheaper one is as good as, by rising cost."""
+    best, front = math.inf, []
+    for k in sorted(range(len(cost)), key=lambda k: (float(cost[k]), float(bits[k]))):
+        if float(bits[k]) < best:
+            best = float(bits[k])
+            front.append(k)
+    return front
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was found.
+
+    points: the Pareto front by rising cost, as they go to a results file. chosen: the index of the
+    choice in it. samplers: of each point. settings: how many were scored.
+    """
+
+    points: list[Point]
+    chosen: int
+    samplers: list[Speculative]
+    settings: int
+
+    @property
+    def sampler(self) -> Speculative:
+        """The setting that was chosen."""
+        return self.samplers[self.chosen]
+
+    @property
+    def point(self) -> Point:
+        """What is known of it."""
+        return self.points[self.chosen]
+
+
+def tune(
+    model: Model,
+    tokens: Tensor,
+    lengths: Tensor,
+    budget: Budget,
+    *,
+    windows: Sequence[Window] | None = None,
+    rounds: int = 10,
+    own: int = 16,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> Tuning:
+    """Score every setting on held-out rows, and choose the best one within a budget.
+
+    Args:
+        model: with a causal head.
+        tokens, lengths: (B, L) held-out rows and (B,) their lengths, B ≥ 2.
+        budget: of one row as it is generated.
+        windows: default `window_grid`. rounds: the most.
+        own: rows to draw for the cost of generating, which take the held-out rows' lengths in turn,
+            once to four times; 0 takes the cost on the text.
+        temperature: of draft and target alike; the law is then that of the tempered target.
+        seed: names orders and own rows. batch_size: rows in one pass.
+        progress: what is being done, and how far it is.
+
+    Raises:
+        UserError: no causal head, or what `score_settings` and `Budget.choose` refuse.
+    """
+    network = model.network
+    if not isinstance(network, Verifier) or not network.head_layers:
+        raise UserError(f"{model.name} has no causal head: there is no speculation to tune")
+    windows = window_grid(lengths) if windows is None else windows
+    settings = settings_grid(windows, rounds, temperature)
+    rest = (windows, rounds, temperature, batch_size, progress)
+    text = score_settings(model, tokens, random_orders(tokens, seed, 0, lengths), lengths, *rest)
+    layers = network.trunk_layers + network.head_layers
+    passes = (network.trunk_layers / layers, network.head_layers / layers)
+    prices = passes
+    if budget.times is not None:
+        prices = (budget.times.trunk, budget.times.verify)
+    bits, bits_error = text.bits_per_token()
+    if budget.kind == "bits":  # what cannot be had is told before own rows are drawn
+        budget.choose(bits, bits)
+
+    mine, chosen = text, budget.nearest(text.cost(*prices)[0], bits)
+    sizes = lengths[torch.arange(own) % len(lengths)]
+    drawn: dict[int, Scores] = {}  # setting → all settings on rows that it drew
+    while own and chosen not in drawn and len(drawn) < _MOST_DRAWN:
+        rows = own_rows(model, settings[chosen], sizes, seed, batch_size, progress)
+        mine = score_settings(model, rows.tokens, rows.order, rows.lengths, *rest)
+        drawn[chosen] = mine
+        chosen = budget.nearest(mine.cost(*prices)[0], bits)
+    # Of the settings whose own cost is known and within the budget the best: mostly the last one.
+    own_cost = torch.full_like(bits, math.inf)
+    for k, scores in drawn.items():
+        own_cost[k] = scores.cost(*prices)[0][k]
+    if any(budget.allows(own_cost, bits, k) for k in drawn):
+        chosen = budget.choose(own_cost, bits)
+        mine = drawn[chosen]
+    else:
+        chosen = budget.choose(mine.cost(*prices)[0], bits)
+    cost = mine.cost(*prices)[0]
+    figures = {
+        "bits": (bits, bits_error),
+        "nfe": mine.cost(*passes),
+        "nfe_text": text.cost(*passes),
+        "trunk_passes": mine.cost(1, 0),
+        "verify_passes": mine.cost(0, 1),
+    }
+    if budget.times is not None:
+        figures["seconds_per_sample"] = mine.cost(*prices)
+    front = pareto(cost, bits)
+    if chosen not in front:  # as good as one of them within rounding
+        front = sorted({*front, chosen}, key=lambda k: float(cost[k]))
+    points = [
+        {
+            "kind": "tuning",
+            "chosen": k == chosen,
+            **describe(settings[k], seed),
+            "rows": len(tokens),
+            "own_rows": own and len(mine.lengths),
+            **{name: float(values[k]) for name, (values, _) in figures.items()},
+            **{f"{name}_se": float(errors[k]) for name, (_, errors) in figures.items()},
+        }
+        for k in front
+    ]
+    return Tuning(points, front.index(chosen), [settings[k] for k in front], len(settings))
+
+
+def check_tuning(
+    model: Model, tuning: Tuning, lengths: Tensor, num: int, seed: int, batch_size: int
+) -> Point:
+    """Metered NFE and seconds of `num` samples by the setting that was chosen.
+
+    The samples are those of `specmask sample` with the seed; rows take the (B,) lengths in turn.
+    `apart` is the distance from the predicted NFE in standard errors of the difference.
+    """
+    sizes = lengths[torch.arange(num) % len(lengths)]
+    canvas = torch.full((num, int(sizes.max())), model.network.mask_id)
+    out = specmask.sample(
+        model, tuning.sampler, canvas=canvas, lengths=sizes, seed=seed, batch_size=batch_size
+    )
+    nfe, error = estimate(out.nfe)
+    gap = abs(nfe - tuning.point["nfe"])
+    return {
+        "samples": num,
+        "nfe": nfe,
+        "nfe_se": error,
+        "apart": gap / math.hypot(error, tuning.point["nfe_se"]),
+        "seconds_per_sample": out.wall_seconds / num,
+    }

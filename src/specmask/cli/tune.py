@@ -1,0 +1,280 @@
+"""`specmask tune`."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+import specmask
+from specmask.bench.run import Point, json_line
+from specmask.bench.tune import (
+    Budget,
+    Tuning,
+    check_tuning,
+    measure_passes,
+    tune,
+    window_grid,
+)
+from specmask.categorical import check_tempering
+from specmask.checks import check_device
+from specmask.cli.options import check_least, check_out, check_seed
+from specmask.cli.output import console, progress_bar, rows_file
+from specmask.cli.rows import read_rows
+from specmask.errors import UserError
+from specmask.models.checkpoint import file_sha256
+from specmask.models.saved_sampler import write_sampler
+from specmask.models.zoo import ZOO
+
+_SHOWN = 1.12  # cost of a line on screen over that of the line before, at least
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Find the self-speculative setting with the fewest bits for a budget, or the cheapest for so
+    many bits, by exact laws on held-out rows; save it as the model's default."""
+
+    model: tyro.conf.Positional[str]
+    """Name of a shipped model (text8-small, antibody) or a model folder."""
+    data: Path
+    """Held-out rows: text (raw, .gz, .xz or .zip), or FASTA by its name (.fasta, .fa)."""
+    nfe: float | None = None
+    """Budget: passes of the whole network a sample, at most."""
+    bits: float | None = None
+    """Instead: exact bits per token, at most, in as few passes as that takes."""
+    seconds: float | None = None
+    """Instead: seconds a sample on this machine, in batches of --batch-size; the passes are timed
+    first."""
+    trunk: str | None = None
+    """Folder of the pretrained model, if the model needs one that is not where it was."""
+    rows: int = 32
+    """Held-out rows to score, evenly spread, each along one random order."""
+    length: int | None = None
+    """Tokens of a window of text; default the model's length."""
+    own_rows: int = 16
+    """Rows that the model draws itself, on which the passes of generating are predicted; 0 takes
+    the passes that the held-out rows would take."""
+    windows: int = 500
+    """Windows to try, at most; each with both rules for the first rank and 1 to --rounds rounds."""
+    rounds: int = 10
+    """Verify passes a trunk pass may make, at most."""
+    temperature: float = 1.0
+    """Of draft and target alike, above 0. There is no --top-p here: a law that leaves out symbols
+    gives held-out rows no probability."""
+    check: int = 64
+    """Samples to draw with the chosen setting and meter, against the prediction; 0 for none."""
+    seed: int = 0
+    """Names the orders and the samples."""
+    batch_size: int = 32
+    """Rows in one pass."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    out: Path | None = None
+    """JSONL file for the Pareto front, a setting a line."""
+    overwrite: bool = False
+    """Replace an existing --out, at the end: a run that is interrupted leaves it as it was."""
+    no_save: bool = False
+    """Leave the model folder's sampler.json as it is. A shipped model is never written to."""
+
+
+def run_tune(args: Tune) -> None:
+    """`specmask tune`."""
+    kind, limit = _budget(args)
+    _check(args)
+    saves = args.model not in ZOO and not args.no_save
+    model = specmask.load(args.model, args.device, trunk=args.trunk)
+    if saves and not os.access(args.model, os.W_OK):
+        raise UserError(f"{args.model} cannot be written to: pass --no-save, or tune a copy")
+    data = read_rows(model, args.data, args.length, args.rows)
+    if len(data.tokens) < 2:
+        raise UserError(f"{args.data} has one row of {data.tokens.shape[1]} tokens: expected two")
+    times = None
+    if kind == "seconds":
+        length = int(data.lengths.max())
+        times = measure_passes(model, length, args.batch_size, args.temperature)
+        _say(
+            f"a trunk pass takes {1e3 * times.trunk:.2f} ms a row here and a verify pass "
+            f"{1e3 * times.verify:.2f} ms, in batches of {args.batch_size} rows of {length} "
+            "(medians); seconds are the sum over the passes of a sample"
+        )
+    began = time.perf_counter()
+    with _Progress() as progress:
+        tuning = tune(
+            model,
+            data.tokens,
+            data.lengths,
+            Budget(kind, limit, times),
+            windows=window_grid(data.lengths, args.windows),
+            rounds=args.rounds,
+            own=args.own_rows,
+            temperature=args.temperature,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            progress=progress.show,
+        )
+    _say(
+        f"{tuning.settings:,} settings on {len(data.tokens)} rows of {args.data} and "
+        f"{tuning.point['own_rows']} of the model's own, {time.perf_counter() - began:.0f} s"
+    )
+    if args.out is not None:
+        with rows_file(args.out) as file:
+            file.writelines(map(json_line, tuning.points))
+    _print_front(tuning)
+    _print_choice(tuning.point)
+    measured = None
+    if args.check:
+        with console.status("sampling with it"):
+            measured = check_tuning(
+                model, tuning, data.lengths, args.check, args.seed, args.batch_size
+            )
+        _print_check(measured)
+    if saves:
+        path = write_sampler(
+            Path(args.model),
+            "speculative",
+            tuning.point["settings"],
+            _about(args, tuning, measured),
+        )
+        _say(f"saved in {path}: the default of specmask sample {args.model} from now on")
+    elif not args.no_save:
+        _say(f"{args.model} ships with specmask and is left as it is; name the setting yourself:")
+    print(f"specmask sample {shlex.quote(args.model)}{_options(tuning.point['settings'])}")
+
+
+# ---------------------------------------------------------------------------------------- options
+
+
+def _budget(args: Tune) -> tuple[Literal["nfe", "bits", "seconds"], float]:
+    kinds: tuple[Literal["nfe", "bits", "seconds"], ...] = ("nfe", "bits", "seconds")
+    given = [(kind, getattr(args, kind)) for kind in kinds if getattr(args, kind) is not None]
+    if len(given) != 1:
+        got = " and ".join(f"--{kind}" for kind, _ in given) or "none of them"
+        raise UserError(f"got {got}: expected one of --nfe, --bits and --seconds, e.g. --nfe 32")
+    kind, limit = given[0]
+    if not (limit > 0 and math.isfinite(limit)):
+        raise UserError(f"--{kind} {limit}: expected a finite number above 0")
+    return kind, limit
+
+
+def _check(args: Tune) -> None:
+    """Refuse what can be refused before the model is loaded."""
+    check_out(args.out, args.overwrite)
+    check_device(args.device)
+    check_seed(args.seed)
+    check_least(2, rows=args.rows)
+    check_least(
+        1,
+        length=args.length,
+        windows=args.windows,
+        rounds=args.rounds,
+        batch_size=args.batch_size,
+    )
+    for name in ("own_rows", "check"):  # two, since one has no standard error
+        check_least(2, **{name: getattr(args, name) or 2})
+    check_tempering(args.temperature, 1.0)
+    if args.temperature == 0:
+        raise UserError(
+            "--temperature 0: expected more, since a law without chance gives held-out rows no "
+            "probability"
+        )
+
+
+# ----------------------------------------------------------------------------------------- screen
+
+
+class _Progress:
+    """One bar for each thing that is being done."""
+
+    def __enter__(self) -> _Progress:
+        self._bar = progress_bar().__enter__()
+        self._tasks: dict[str, Any] = {}
+        return self
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """Called by `tune`."""
+        task = self._tasks.setdefault(what, None)
+        if task is None:
+            task = self._tasks[what] = self._bar.add_task(what)
+        elif self._bar.tasks[task].finished:  # again, of other rows
+            self._bar.reset(task)
+        self._bar.update(task, completed=done, total=total)
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_front(tuning: Tuning) -> None:
+    """The front, thinned for the eye; the chosen setting is marked."""
+    timed = "seconds_per_sample" in tuning.point
+    generating = tuning.point["own_rows"] > 0
+    head = ["  bits/token", f"{'NFE':>8}"]
+    head += [f"{'on text':>8}"] * generating + [f"{'seconds':>8}"] * timed
+    print(*head, " setting")
+    last = 0.0
+    for number, point in enumerate(tuning.points):
+        ends = number in (tuning.chosen, len(tuning.points) - 1)
+        if point["nfe"] < _SHOWN * last and not ends:
+            continue
+        last = point["nfe"]
+        row = [f"{'*' if point['chosen'] else ' '} {point['bits']:10.4f}", f"{point['nfe']:8.2f}"]
+        row += [f"{point['nfe_text']:8.2f}"] * generating
+        row += [f"{point['seconds_per_sample']:8.3f}"] * timed if timed else []
+        print(*row, _options(point["settings"]))
+
+
+def _print_choice(point: Point) -> None:
+    """What the chosen setting costs, and what it is worth."""
+    text = f"{point['nfe_text']:.2f} ± {point['nfe_text_se']:.2f} NFE"
+    print(f"chosen:{_options(point['settings'])}")
+    print(f"  {point['bits']:.4f} ± {point['bits_se']:.4f} bits per token, exact, on the text")
+    if point["own_rows"]:
+        print(
+            f"  {point['nfe']:.2f} ± {point['nfe_se']:.2f} NFE to generate, exact, on "
+            f"{point['own_rows']} rows of its own; {text} on the text"
+        )
+    else:
+        print(f"  {text}, exact, on the text; generating may take more or fewer")
+    if "seconds_per_sample" in point:
+        print(
+            f"  {point['seconds_per_sample']:.3f} ± {point['seconds_per_sample_se']:.3f} seconds "
+            "a sample, from the passes"
+        )
+
+
+def _print_check(measured: Point) -> None:
+    print(
+        f"  {measured['nfe']:.2f} ± {measured['nfe_se']:.2f} NFE metered on {measured['samples']} "
+        f"samples, {measured['apart']:.1f} standard errors apart; "
+        f"{measured['seconds_per_sample']:.3f} seconds a sample"
+    )
+
+
+def _options(settings: dict[str, Any]) -> str:
+    """The settings as one types them; those that are always so are left out."""
+    usual = {"order": "random", "temperature": 1.0, "top_p": 1.0}
+    named = {name: value for name, value in settings.items() if usual.get(name) != value}
+    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in named.items())
+
+
+def _about(args: Tune, tuning: Tuning, measured: Point | None) -> dict[str, Any]:
+    """Where the choice comes from, for sampler.json."""
+    figures = {
+        name: value
+        for name, value in tuning.point.items()
+        if name not in ("kind", "chosen", "sampler", "settings")
+    }
+    return {
+        "data": {"file": args.data.name, "sha256": file_sha256(args.data)},
+        **figures,
+        "metered": measured,
+    }
