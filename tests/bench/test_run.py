@@ -174,6 +174,15 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path, model: specmask.Mode
     assert (tmp_path / "results.jsonl").read_text().count("\n") == len(written)
 
 
+def test_settings_that_came_later_are_read_as_their_defaults(tmp_path: Path) -> None:
+    """A file of before `verification` and `stop` names the sampler that a file of today names."""
+    point = run.describe(specmask.Speculative(rounds=3), seed=0)
+    older = {k: v for k, v in point["settings"].items() if k not in ("verification", "stop")}
+    run.write_points(tmp_path / "results.jsonl", [{**point, "settings": older}])
+    (read,) = run.read_points(tmp_path / "results.jsonl")
+    assert json.dumps(read) == json.dumps(point)
+
+
 def test_a_file_holds_json_alone(tmp_path: Path, model: specmask.Model) -> None:
     """One sample has no standard error."""
     point = sample_point(model, specmask.Speculative(), frozenset({"a"}), num=1)

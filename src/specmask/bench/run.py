@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -190,5 +191,10 @@ def write_points(path: Path, points: Iterable[Point]) -> None:
 
 
 def read_points(path: Path) -> list[Point]:
-    """What `write_points` wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """What `write_points` wrote; settings that came later than a file have their defaults."""
+    points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for point in points:
+        if (kind := specmask.SAMPLERS.get(point.get("sampler"))) is not None:
+            usual = {one.name: show(one.default) for one in fields(kind) if one.default != MISSING}
+            point["settings"] = usual | point["settings"]
+    return points

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import tyro
 
 import specmask
-from specmask.bench.run import Point, json_line
+from specmask.bench.run import Point, json_line, settings_of
 from specmask.bench.tune import (
     Budget,
     Tuning,
@@ -31,6 +31,7 @@ from specmask.errors import UserError
 from specmask.models.checkpoint import file_sha256
 from specmask.models.saved_sampler import write_sampler
 from specmask.models.zoo import ZOO
+from specmask.samplers import Speculative
 
 _SHOWN = 1.12  # cost of a line on screen over that of the line before, at least
 
@@ -260,9 +261,11 @@ def _print_check(measured: Point) -> None:
 
 
 def _options(settings: dict[str, Any]) -> str:
-    """The settings as one types them; those that are always so are left out."""
-    usual = {"order": "random", "temperature": 1.0, "top_p": 1.0}
-    named = {name: value for name, value in settings.items() if usual.get(name) != value}
+    """The settings as one types them; those that are never tuned are left out at their default."""
+    never = settings_of(Speculative())
+    for name in ("window", "rounds", "first"):
+        del never[name]
+    named = {name: value for name, value in settings.items() if never.get(name) != value}
     return "".join(f" --{name.replace('_', '-')} {value}" for name, value in named.items())
 
 
