@@ -59,7 +59,7 @@ def quality_figure(path: Path, points: Sequence[Point]) -> None:
     )
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10)
-        _nfe_axis(axis)
+        nfe_axis(axis)
     axes[0].legend(frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -115,7 +115,7 @@ def protein_figure(path: Path, points: Sequence[Point]) -> None:
         if key == "excess":
             axis.set_yscale("log")
         axis.set_ylim(bottom=0 if key in ("unique", "substitutions") else None)
-        _nfe_axis(axis)
+        nfe_axis(axis)
         axis.set_xlabel("NFE (passes of the pretrained model)")
     axes.flat[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
@@ -150,7 +150,8 @@ def loss_figure(path: Path, log: Sequence[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def _nfe_axis(axis: Axes) -> None:
+def nfe_axis(axis: Axes) -> None:
+    """NFE on a logarithmic axis, ticks at powers of two."""
     axis.set_xscale("log", base=2)
     low, high = axis.get_xlim()
     ticks = [tick for tick in _TICKS if low <= tick <= high]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import specmask
@@ -18,9 +21,11 @@ from specmask.likelihood import Progress, conditionals, orders_of, score
 from specmask.masking import GroupLaw, Window
 from specmask.metrics.entropy import unigram_entropy
 from specmask.metrics.estimate import ratio
+from specmask.metrics.ngrams import distinct_ngrams
+from specmask.metrics.proteins import composition_divergence, unique_fraction
 from specmask.metrics.spelling import word_counts
 from specmask.models.checkpoint import Model
-from specmask.samplers import Sampler
+from specmask.samplers import Frame, Sampler
 from specmask.training.loop import versions
 
 Point = dict[str, Any]
@@ -63,44 +68,146 @@ def estimate(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), error
 
 
+@dataclass(frozen=True)
+class Domain:
+    """What samples are judged by beside entropy, n-grams and uniqueness; nothing if both are None.
+
+    words: of a text, for spelling accuracy. residues: (symbols,) frequencies of held-out sequences,
+    for the divergence of composition.
+    """
+
+    words: frozenset[str] | None = None
+    residues: NDArray[np.float64] | None = None
+
+    @property
+    def metric(self) -> tuple[str, int] | None:
+        """The measure's key in a point, and 1 if more is better, −1 if less is."""
+        if self.words is not None:
+            return "spelling", 1
+        return None if self.residues is None else ("composition", -1)
+
+
 def sample_point(
     model: Model,
     sampler: Sampler,
-    words: frozenset[str],
+    domain: Domain | frozenset[str],
     num: int,
     seed: int = 0,
     batch_size: int = 64,
     bf16: bool = False,
+    lengths: Tensor | None = None,
 ) -> Point:
-    """Spelling accuracy, unigram entropy (nats) and metered NFE of `num` samples, each with its
-    standard error over samples.
+    """What `num` samples are worth and what they cost, each figure with its standard error.
 
-    bf16: run the network's matrix products in bfloat16; the law sampled is then that network's.
+    Args:
+        model, sampler, seed, batch_size: as in `specmask.sample`.
+        domain: what the samples are judged by; a set of words stands for spelling.
+        num: samples.
+        bf16: run the network's matrix products in bfloat16; the law sampled is then that network's.
+        lengths: (n,) of rows, which samples take in turn; default the model's length.
+
+    Returns:
+        entropy in nats, n-grams and domain metrics in their own units, NFE in passes of the whole
+        network, seconds on this machine; `progress`, of a sampler with a verifier: drafts accepted
+        and rejected by tenths of the row known before the pass; `runs`: trunk passes by the number
+        of drafts accepted after them; `each`: per sample, for a bootstrap.
     """
+    domain = Domain(words=domain) if isinstance(domain, frozenset) else domain
+    sizes = torch.tensor([model.network.length]) if lengths is None else lengths
+    sizes = sizes[torch.arange(num) % len(sizes)]
+    canvas = torch.full((num, int(sizes.max())), model.network.mask_id)
+    watch = _Acceptance(num)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-        out = specmask.sample(model, sampler, num=num, seed=seed, batch_size=batch_size)
-    correct, total = word_counts(out.text or [], words)
-    accuracy = ratio(correct, total)
-    entropy = unigram_entropy(out.tokens)
-    nfe, nfe_error = estimate(out.nfe)
+        out = specmask.sample(
+            model,
+            sampler,
+            canvas=canvas,
+            lengths=sizes,
+            seed=seed,
+            batch_size=batch_size,
+            on_frame=watch if sampler.verifies else None,
+        )
+    costs = {
+        "nfe": out.nfe,
+        "trunk_passes": out.trunk_passes,
+        "verify_passes": out.verify_passes,
+        "accepted": out.accepted,
+        "rejected": out.rejected,
+    }
+    found = measures(out.tokens.cpu(), sizes, out.text, domain)
+    each = found.pop("each")
     return {
         "kind": "samples",
         **describe(sampler, seed),
         "num": num,
         "bf16": bf16,
-        "nfe": nfe,
-        "nfe_se": nfe_error,
-        "trunk_passes": estimate(out.trunk_passes)[0],
-        "verify_passes": estimate(out.verify_passes)[0],
-        "accepted": estimate(out.accepted)[0],
-        "rejected": estimate(out.rejected)[0],
-        "spelling": accuracy.mean,
-        "spelling_se": accuracy.standard_error,
-        "entropy": entropy.mean,
-        "entropy_se": entropy.standard_error,
+        **{name: estimate(values)[0] for name, values in costs.items()},
+        **{f"{name}_se": estimate(values)[1] for name, values in costs.items()},
+        **found,
+        "nfe_spread": float(out.nfe.double().std()) if num > 1 else math.nan,
         "seconds_per_sample": out.wall_seconds / num,
-        "each": {"correct": correct, "words": total, "nfe": _rounded(out.nfe)},
+        "seconds_per_token": out.wall_seconds / int(sizes.sum()),
+        **(watch.counts() if sampler.verifies else {}),
+        "texts": (out.text or [])[:2],
+        "each": {"nfe": _rounded(out.nfe), **each},
     }
+
+
+def measures(
+    tokens: Tensor, lengths: Tensor, text: Sequence[str] | None, domain: Domain
+) -> dict[str, Any]:
+    """Entropy (nats), distinct n-grams, unique fraction and the domain's metric of (B, L) rows.
+
+    Each with its standard error; `each` has what a bootstrap over rows needs.
+    """
+    found = {
+        "entropy": unigram_entropy(tokens, lengths),
+        "distinct_2": distinct_ngrams(tokens, 2, lengths),
+        "distinct_4": distinct_ngrams(tokens, 4, lengths),
+    }
+    rows = zip(tokens, lengths.tolist(), strict=True)
+    each: dict[str, Sequence[float]] = {
+        "entropy": [round(unigram_entropy(row[None, :n]).mean, 5) for row, n in rows]
+    }
+    if text is not None:
+        found["unique"] = unique_fraction(text)
+        if domain.words is not None:
+            correct, total = word_counts(text, domain.words)
+            found["spelling"] = ratio(correct, total)
+            each |= {"correct": correct, "words": total}
+        if domain.residues is not None:
+            found["composition"] = composition_divergence(text, domain.residues)
+    return {
+        **{name: value.mean for name, value in found.items()},
+        **{f"{name}_se": value.standard_error for name, value in found.items()},
+        "each": each,
+    }
+
+
+_TENTHS = 10
+
+
+class _Acceptance:
+    """Counts drafts by how much of the row was known when they were made."""
+
+    def __init__(self, num: int) -> None:
+        self._known = torch.zeros(num, dtype=torch.float64)
+        self._drafts = torch.zeros(2, _TENTHS, dtype=torch.int64)
+        self._runs: Counter[int] = Counter()
+
+    def __call__(self, frame: Frame) -> None:
+        rows, info = frame.rows.cpu(), frame.info
+        if frame.step:
+            tenth = (self._known[rows] * _TENTHS).long().clamp(max=_TENTHS - 1)
+            for drafts, more in zip(self._drafts, (info.accepted, info.rejected), strict=True):
+                drafts.index_add_(0, tenth, more.cpu())
+            self._runs.update(info.accepted.tolist())
+        self._known[rows] = (frame.revealed / frame.lengths).double().cpu()
+
+    def counts(self) -> dict[str, Any]:
+        accepted, rejected = self._drafts.tolist()
+        runs = [self._runs[n] for n in range(max(self._runs) + 1)]
+        return {"progress": {"accepted": accepted, "rejected": rejected}, "runs": runs}
 
 
 def law_points(
@@ -110,6 +217,7 @@ def law_points(
     seed: int = 0,
     batch_size: int = 64,
     progress: Progress | None = None,
+    lengths: Tensor | None = None,
 ) -> list[Point]:
     """Exact bits per token and exact expected NFE of every sampler on (B, L) held-out rows.
 
@@ -119,7 +227,8 @@ def law_points(
     """
     laws = [sampler.law() for sampler in samplers]
     each: list[list[Tensor]] = [[] for _ in samplers]
-    orders = [orders_of(sampler, tokens, seed) for sampler in samplers]
+    sizes = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths
+    orders = [orders_of(sampler, tokens, seed, 0, sizes) for sampler in samplers]
     kinds = list({bytes(order.cpu().numpy()): order for order in orders}.values())
     trunk_layers, head_layers = model.network.trunk_layers, model.network.head_layers
     size = max(1, (1 << 24) // tokens.shape[1] ** 2)  # rows whose tables stay below 256 MB
@@ -130,6 +239,7 @@ def law_points(
             model,
             tokens[part],
             kind[part],
+            lengths=sizes[part],
             temperature=laws[0].temperature,
             top_p=laws[0].top_p,
             target=model.network.head_layers > 0,
@@ -142,7 +252,7 @@ def law_points(
             if torch.equal(orders[k], kind):
                 result = score(table, law)
                 cost = trunk_layers * result.trunk + head_layers * result.verify
-                bits = -result.log_prob / math.log(2) / tokens.shape[1]
+                bits = -result.log_prob / math.log(2) / sizes[part]
                 each[k].append(torch.stack((bits, cost / (trunk_layers + head_layers))))
     return [
         _law_point(sampler, torch.cat(values, 1).cpu(), seed)

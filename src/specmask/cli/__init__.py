@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from specmask.cli.adapt import Adapt, run_adapt
+from specmask.cli.bench import Bench, run_bench
 from specmask.cli.judge import Judge, run_judge
 from specmask.cli.output import flush_stdout
 from specmask.cli.sample import Sample, run_sample
@@ -24,6 +25,7 @@ COMMANDS: dict[type, Callable[[Any], None]] = {
     Sample: run_sample,
     Score: run_score,
     Judge: run_judge,
+    Bench: run_bench,
     Tune: run_tune,
     DemoArgs: demo,
 }
@@ -58,10 +60,11 @@ def _run(argv: Sequence[str] | None) -> None:
             | Annotated[Sample, tyro.conf.subcommand("sample")]
             | Annotated[Score, tyro.conf.subcommand("score")]
             | Annotated[Judge, tyro.conf.subcommand("judge")]
+            | Annotated[Bench, tyro.conf.subcommand("bench")]
             | Annotated[Tune, tyro.conf.subcommand("tune")]
             | Annotated[DemoArgs, tyro.conf.subcommand("demo")],
             prog="specmask",
-            description="Self-speculative masked diffusion: train, sample, score and tune.",
+            description="Self-speculative masked diffusion: train, sample, score and compare.",
             args=argv,
             config=(tyro.conf.FlagCreatePairsOff,),
         )

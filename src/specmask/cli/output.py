@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -60,3 +60,29 @@ def rows_file(path: Path) -> Iterator[TextIO]:
         neighbour.replace(target)
     finally:
         neighbour.unlink(missing_ok=True)
+
+
+class Bars:
+    """One bar for each thing that is being done."""
+
+    def __enter__(self) -> Bars:
+        self._bar = progress_bar().__enter__()
+        self._tasks: dict[str, Any] = {}
+        return self
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """A bar for `what`, made when it is first shown."""
+        task = self._tasks.setdefault(what, None)
+        if task is None:
+            task = self._tasks[what] = self._bar.add_task(what)
+        elif self._bar.tasks[task].finished:  # again, of other rows
+            self._bar.reset(task)
+        self._bar.update(task, completed=done, total=total)
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+
+
+def say(text: str) -> None:
+    """A line on the console as it is, however long."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -43,6 +43,11 @@ def read_windows(model: specmask.Model, path: Path, length: int | None, rows: in
     return windows(ids, longest if length is None else length, rows)
 
 
+def is_fasta(path: Path) -> bool:
+    """Whether a file's name says that it holds sequences, packed or not."""
+    return (path.with_suffix("").suffix if path.suffix in _PACKED else path.suffix) in FASTA
+
+
 def read_rows(model: specmask.Model, path: Path, length: int | None, rows: int) -> HeldOut:
     """At most `rows` rows of a file, evenly spread: of a FASTA by its name whole sequences, of
     anything else `read_windows`.
@@ -51,8 +56,7 @@ def read_rows(model: specmask.Model, path: Path, length: int | None, rows: int) 
         UserError: what `read_windows` and `read_fasta` refuse; a length for a FASTA, or a sequence
             longer than the model takes.
     """
-    suffix = path.with_suffix("").suffix if path.suffix in _PACKED else path.suffix
-    if suffix not in FASTA:
+    if not is_fasta(path):
         tokens = read_windows(model, path, length, rows)
         return HeldOut(tokens, torch.full((len(tokens),), tokens.shape[1]))
     if length is not None:

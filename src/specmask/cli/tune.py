@@ -25,7 +25,7 @@ from specmask.bench.tune import (
 from specmask.categorical import check_tempering
 from specmask.checks import check_device
 from specmask.cli.options import check_least, check_out, check_seed
-from specmask.cli.output import console, progress_bar, rows_file
+from specmask.cli.output import Bars, console, rows_file, say
 from specmask.cli.rows import read_rows
 from specmask.errors import UserError
 from specmask.models.checkpoint import file_sha256
@@ -99,13 +99,13 @@ def run_tune(args: Tune) -> None:
     if kind == "seconds":
         length = int(data.lengths.max())
         times = measure_passes(model, length, args.batch_size, args.temperature)
-        _say(
+        say(
             f"a trunk pass takes {1e3 * times.trunk:.2f} ms a row here and a verify pass "
             f"{1e3 * times.verify:.2f} ms, in batches of {args.batch_size} rows of {length} "
             "(medians); seconds are the sum over the passes of a sample"
         )
     began = time.perf_counter()
-    with _Progress() as progress:
+    with Bars() as progress:
         tuning = tune(
             model,
             data.tokens,
@@ -119,7 +119,7 @@ def run_tune(args: Tune) -> None:
             batch_size=args.batch_size,
             progress=progress.show,
         )
-    _say(
+    say(
         f"{tuning.settings:,} settings on {len(data.tokens)} rows of {args.data} and "
         f"{tuning.point['own_rows']} of the model's own, {time.perf_counter() - began:.0f} s"
     )
@@ -142,9 +142,9 @@ def run_tune(args: Tune) -> None:
             tuning.point["settings"],
             _about(args, tuning, measured),
         )
-        _say(f"saved in {path}: the default of specmask sample {args.model} from now on")
+        say(f"saved in {path}: the default of specmask sample {args.model} from now on")
     elif not args.no_save:
-        _say(f"{args.model} ships with specmask and is left as it is; name the setting yourself:")
+        say(f"{args.model} ships with specmask and is left as it is; name the setting yourself:")
     print(f"specmask sample {shlex.quote(args.model)}{_options(tuning.point['settings'])}")
 
 
@@ -187,31 +187,6 @@ def _check(args: Tune) -> None:
 
 
 # ----------------------------------------------------------------------------------------- screen
-
-
-class _Progress:
-    """One bar for each thing that is being done."""
-
-    def __enter__(self) -> _Progress:
-        self._bar = progress_bar().__enter__()
-        self._tasks: dict[str, Any] = {}
-        return self
-
-    def show(self, what: str, done: int, total: int) -> None:
-        """Called by `tune`."""
-        task = self._tasks.setdefault(what, None)
-        if task is None:
-            task = self._tasks[what] = self._bar.add_task(what)
-        elif self._bar.tasks[task].finished:  # again, of other rows
-            self._bar.reset(task)
-        self._bar.update(task, completed=done, total=total)
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_front(tuning: Tuning) -> None:

@@ -190,12 +190,13 @@ def sample(
         accepted,
         rejected,
         seconds,
-        _decode(model, tokens, whole.lengths),
+        decode_rows(model, tokens, whole.lengths),
         time.perf_counter() - began,
     )
 
 
-def _decode(model: Model, tokens: Tensor, lengths: Tensor) -> list[str] | None:
+def decode_rows(model: Model, tokens: Tensor, lengths: Tensor) -> list[str] | None:
+    """The text of (B, L) rows of (B,) lengths, where there is a tokenizer."""
     if model.tokenizer is None:
         return None
     pairs = zip(tokens.tolist(), lengths.tolist(), strict=True)

@@ -1,0 +1,102 @@
+"""What a benchmark's points are called, and a table of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+
+from specmask.bench.run import Point, show
+from specmask.samplers import SAMPLERS
+
+METRICS = {
+    "spelling": (1, "spelling accuracy"),
+    "composition": (-1, "divergence of residue composition (nats)"),
+    "distinct_4": (1, "distinct 4-grams of a sample"),
+}
+"""Key of a measure → 1 if more is better, −1 if less is, and its name; the first one there is."""
+
+_STEPS = ("steps", "profile")
+_KINDS = {
+    "ancestral": ("schedule",),
+    "confidence": ("score",),
+    "star": ("score",),
+    "remdm": ("rule",),
+    "any_order": ("source",),
+}
+
+
+def variant(point: Point) -> str:
+    """What a point's settings say beside its cost: those that differ from the defaults."""
+    kind = SAMPLERS[point["sampler"]]
+    usual = {item.name: show(item.default) for item in fields(kind)}
+    mine = point["settings"]
+    return ", ".join(
+        f"{key} {value}"
+        for key, value in mine.items()
+        if key not in _STEPS and value != usual.get(key)
+    )
+
+
+def family(point: Point) -> str:
+    """The curve a point belongs to: its sampler, and what of its settings is no matter of cost."""
+    mine = point["settings"]
+    words = [mine[key] for key in _KINDS.get(point["sampler"], ())]
+    words += ["noise"] if mine.get("noise") else []
+    words += ["block"] if mine.get("verification") == "block" else []
+    return " ".join([point["sampler"].replace("_", "-"), *words])
+
+
+def metric_of(points: Sequence[Point]) -> str:
+    """The measure of quality that these points have."""
+    return next(key for key in METRICS if any(key in point for point in points))
+
+
+def _pm(point: Point, key: str, places: int) -> str:
+    value, error = point.get(key), point.get(f"{key}_se")
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:.{places}f}" + (f" ± {error:.{places}f}" if error else "")
+
+
+_COLUMNS = {
+    "nfe": ("NFE", 1),
+    "trunk_passes": ("trunk", 1),
+    "verify_passes": ("verify", 1),
+    "spelling": ("spelling", 4),
+    "composition": ("composition", 4),
+    "entropy": ("entropy", 3),
+    "distinct_4": ("distinct 4", 3),
+    "unique": ("unique", 3),
+    "seconds_per_sample": ("s a sample", 3),
+}
+
+
+def table(points: Sequence[Point]) -> str:
+    """Markdown: every sampled setting by cost, with the exact bits of those that have a law."""
+    header, rows = cells(points)
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def cells(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of `table`."""
+    samples = sorted((p for p in points if p["kind"] == "samples"), key=lambda p: p["nfe"])
+    laws = {_key(p): p for p in points if p["kind"] == "law"}
+    shown = {k: v for k, v in _COLUMNS.items() if any(p.get(k) is not None for p in samples)}
+    header = ["sampler", "settings", *(name for name, _ in shown.values()), "exact bits"]
+    rows = []
+    for p in (p for p in points if p["kind"] == "held-out"):
+        rows.append(["held-out rows", "", *(_pm(p, k, places) for k, (_, places) in shown.items())])
+        rows[-1].append("–")
+    for p in samples:
+        steps = f"{p['settings']['steps']} steps" if "steps" in p["settings"] else ""
+        told = ", ".join(word for word in (steps, variant(p)) if word)
+        cells = [_pm(p, key, places) for key, (_, places) in shown.items()]
+        law = laws.get(_key(p), {})
+        rows.append([p["sampler"], told, *cells, _pm(law, "bits", 3)])
+    return header, rows
+
+
+def _key(point: Point) -> str:
+    return repr((point["sampler"], sorted(point["settings"].items(), key=lambda item: item[0])))
