@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from refusal import Refused, command
 from specmask.data.fasta import AMINO_ACIDS
 
 
@@ -30,6 +31,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _one_seed() -> None:
     """Networks made in a test have the same weights in every run and in every order of tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs a command that must fail with one line, and leave every file as it is."""
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def run(*argv: object) -> str:
+        before = files()
+        capsys.readouterr()
+        assert command(*argv) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("specmask: ")
+        assert err.count("\n") == 1
+        assert files() == before
+        return err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What every refusal of bad input owes its reader."""
+"""Commands, and what every refusal of bad input owes its reader."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from specmask import UserError
+from specmask import UserError, cli
 
 
 def refuse(action: Callable[[], object], *expected: str) -> None:
@@ -18,3 +18,15 @@ def refuse(action: Callable[[], object], *expected: str) -> None:
     assert 10 < len(message) < 500
     for word in expected:
         assert word in message
+
+
+def command(*argv: object) -> int:
+    """Exit code of `specmask ARGV`; tyro leaves by SystemExit."""
+    try:
+        return cli.main([str(word) for word in argv])
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+
+
+Refused = Callable[..., str]
+"""Runs a command that must fail, and returns what it said; see `conftest.refused`."""

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 import specmask
+from refusal import command
 from specmask import cli
 from specmask.data.tokenizers import character_tokenizer
 from specmask.models.checkpoint import file_sha256
@@ -35,14 +36,6 @@ SHORT = (
     *("--steps", "6", "--warmup", "2", "--batch-size", "4", "--save-every", "3"),
     *("--log-every", "2", "--compile", "False", "--precision", "fp32"),
 )
-
-
-def command(*argv: object) -> int:
-    """Exit code of `specmask ARGV`; tyro leaves by SystemExit."""
-    try:
-        return cli.main([str(word) for word in argv])
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
 
 
 def train_words(data: Path, out: Path) -> tuple[object, ...]:

@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer
 
 import specmask
-from specmask import cli
+from refusal import command
 from specmask.cli.options import train_config
 from specmask.cli.train import TrainOptions
 from specmask.data import token_ids
@@ -47,10 +47,6 @@ def prose(count: int, seed: int) -> list[str]:
 
 
 DOCUMENTS = prose(300, seed=0)
-
-
-def command(*argv: object) -> int:
-    return cli.main([str(word) for word in argv])
 
 
 def train_words(data: Path, out: Path, *options: object) -> tuple[object, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import torch
 
 import specmask
 from oracle import Draft, tiny_network
-from refusal import refuse
-from specmask import ConstantWindow, CosineWindow, FullWindow, Speculative, cli
+from refusal import Refused, command, refuse
+from specmask import ConstantWindow, CosineWindow, FullWindow, Speculative
 from specmask.bench.run import settings_of, show
 from specmask.bench.tune import (
     Budget,
@@ -269,13 +268,6 @@ def test_a_network_without_a_head_is_refused(tokens: torch.Tensor) -> None:
 QUICK = ("--windows", 12, "--rounds", 3, "--rows", 6, "--own-rows", 3, "--check", 4)
 
 
-def command(*argv: object) -> int:
-    try:
-        return cli.main([str(word) for word in argv])
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     network = tiny_network(vocab_size=4, length=LENGTH, dtype=torch.float32)
@@ -289,29 +281,6 @@ def data(tmp_path: Path) -> Path:
     path = tmp_path / "held-out.txt"
     path.write_text("".join(SYMBOLS[k] for k in drawn) + "\n")
     return path
-
-
-Refused = Callable[..., str]
-
-
-@pytest.fixture
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a command that must fail with one line, and leave every file as it is."""
-
-    def files() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-
-    def run(*argv: object) -> str:
-        before = files()
-        capsys.readouterr()
-        assert command(*argv) == 2
-        err = capsys.readouterr().err
-        assert err.startswith("specmask: ")
-        assert err.count("\n") == 1
-        assert files() == before
-        return err
-
-    return run
 
 
 def test_tune_saves_a_default_that_sample_uses(

@@ -15,6 +15,8 @@ from specmask.bench import run
 from specmask.bench.run import law_points, sample_point
 from specmask.data.tokenizers import character_tokenizer
 from specmask.metrics.entropy import unigram_entropy
+from specmask.metrics.ngrams import distinct_ngrams
+from specmask.metrics.proteins import composition
 from specmask.metrics.spelling import spelling_accuracy
 from specmask.models.hybrid import HybridConfig, HybridTransformer
 from specmask.samplers import Sampler
@@ -101,41 +103,75 @@ def test_sample_point_is_what_the_samples_say(model: specmask.Model) -> None:
     out = specmask.sample(model, sampler, num=6, seed=3)
     spelling = spelling_accuracy(out.text or [], words)
     entropy = unigram_entropy(out.tokens)
-    assert point == {
+    assert {key: point[key] for key in ("kind", "seed", "num", "bf16", "sampler")} == {
         "kind": "samples",
-        "sampler": "speculative",
-        "settings": {
-            "window": "cosine:0.2",
-            "rounds": 2,
-            "first": "accept",
-            "order": "random",
-            "temperature": 1.0,
-            "top_p": 1.0,
-            "verification": "token",
-            "stop": 0.0,
-        },
         "seed": 3,
-        "versions": versions(),
         "num": 6,
         "bf16": False,
-        "nfe": pytest.approx(float(out.nfe.mean())),
-        "nfe_se": pytest.approx(float(out.nfe.std()) / 6**0.5),
-        "trunk_passes": pytest.approx(float(out.trunk_passes.double().mean())),
-        "verify_passes": pytest.approx(float(out.verify_passes.double().mean())),
-        "accepted": pytest.approx(float(out.accepted.double().mean())),
-        "rejected": pytest.approx(float(out.rejected.double().mean())),
-        "spelling": pytest.approx(spelling.mean),
-        "spelling_se": pytest.approx(spelling.standard_error),
-        "entropy": pytest.approx(entropy.mean),
-        "entropy_se": pytest.approx(entropy.standard_error),
-        "seconds_per_sample": point["seconds_per_sample"],
-        "each": point["each"],
+        "sampler": "speculative",
     }
+    assert point["versions"] == versions()
+    assert point["settings"] == {
+        "window": "cosine:0.2",
+        "rounds": 2,
+        "first": "accept",
+        "order": "random",
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "verification": "token",
+        "stop": 0.0,
+    }
+    for name in ("nfe", "trunk_passes", "verify_passes", "accepted", "rejected"):
+        values = getattr(out, name).double()
+        assert point[name] == pytest.approx(float(values.mean()))
+        assert point[f"{name}_se"] == pytest.approx(float(values.std()) / 6**0.5)
+    assert point["nfe_spread"] == pytest.approx(point["nfe_se"] * 6**0.5)
+    quads = distinct_ngrams(out.tokens, 4)
+    for name, found in (("spelling", spelling), ("entropy", entropy), ("distinct_4", quads)):
+        assert point[name] == pytest.approx(found.mean)
+        assert point[f"{name}_se"] == pytest.approx(found.standard_error)
+    assert point["unique"] == len(set(out.text or [])) / 6
+    assert point["texts"] == (out.text or [])[:2]
+    assert point["seconds_per_token"] == pytest.approx(point["seconds_per_sample"] / LENGTH)
     assert point["each"]["nfe"] == pytest.approx(out.nfe.tolist(), abs=1e-5)
     each = point["each"]
     assert sum(each["correct"]) / sum(each["words"]) == pytest.approx(spelling.mean)
     assert point["seconds_per_sample"] > 0
     assert 0 < point["spelling"] < 1
+
+
+def test_acceptance_is_counted_by_progress_and_by_pass(model: specmask.Model) -> None:
+    """Every draft of every pass once, at the tenth of the row that was known before the pass."""
+    sampler = specmask.Speculative(window=specmask.FullWindow(), rounds=2)
+    point = sample_point(model, sampler, run.Domain(), num=5, seed=4, batch_size=2)
+    counted = point["progress"]
+    assert sum(counted["accepted"]) == pytest.approx(5 * point["accepted"])
+    assert sum(counted["rejected"]) == pytest.approx(5 * point["rejected"])
+    assert sum(point["runs"]) == pytest.approx(5 * point["trunk_passes"])
+    assert sum(n * k for n, k in enumerate(point["runs"])) == sum(counted["accepted"])
+    first = torch.zeros(10, dtype=torch.int64)  # again by hand, a row at a time
+    for row in range(5):
+        known = 0.0
+        for frame in specmask.stream(model, sampler, num=1, seed=4, rows=[row]):
+            if frame.step:
+                first[min(int(known * 10), 9)] += int(frame.info.accepted)
+            known = int(frame.revealed) / LENGTH
+    assert counted["accepted"] == first.tolist()
+    assert "spelling" not in point
+    assert "progress" not in sample_point(model, specmask.Ancestral(2), run.Domain(), num=1)
+
+
+def test_sequences_are_judged_by_composition_and_take_their_lengths_in_turn(
+    model: specmask.Model,
+) -> None:
+    lengths = torch.tensor([4, 9])
+    residues = specmask.wrap(model.network, character_tokenizer("ACD"))
+    domain = run.Domain(residues=composition(["AACD", "CCDAADDC"]))
+    assert domain.metric == ("composition", -1)
+    point = sample_point(residues, specmask.AnyOrder(), domain, num=3, lengths=lengths)
+    assert [len(text) for text in point["texts"]] == [4, 9]
+    assert point["trunk_passes"] == pytest.approx((4 + 9 + 4) / 3)
+    assert 0 <= point["composition"] < math.log(2)
 
 
 def test_sample_point_in_bfloat16_says_so(model: specmask.Model) -> None:

@@ -30,6 +30,7 @@ from specmask.likelihood import conditionals, random_orders
 from specmask.likelihood.profile import nll_profile
 from specmask.likelihood.table import Conditionals
 from specmask.models.checkpoint import Model
+from specmask.models.protocol import has_head
 from specmask.samplers import Ancestral, Optimal, Sampler, Speculative, make_sampler
 from specmask.samplers.driver import decode_rows
 from specmask.training.loop import versions
@@ -168,7 +169,7 @@ def run_benchmark(model: Model, benchmark: Benchmark, path: Path, watch: Watch) 
         results.add([{"kind": "held-out", "num": len(held.tokens), **found}])
     if not results.find("profile"):
         results.add(_profile(model, benchmark, watch))
-    if model.network.head_layers and not results.find("tuning") and benchmark.grid is None:
+    if has_head(model.network) and not results.find("tuning") and benchmark.grid is None:
         results.add(_tuned(model, benchmark, watch))
     chosen = _chosen(model, benchmark, results)
     for sampler in chosen:  # before any work
@@ -205,7 +206,7 @@ def _profile(model: Model, benchmark: Benchmark, watch: Watch) -> list[Point]:
         model,
         tokens,
         random_orders(tokens, benchmark.seed),
-        target=model.network.head_layers > 0,
+        target=has_head(model.network),
         batch_size=benchmark.batch_size,
         progress=lambda done, total: watch.progress("losses by known tokens", done, total),
     )

@@ -10,8 +10,9 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from specmask.errors import UserError, unknown
+from specmask.errors import UserError
 from specmask.models.checkpoint import Model
+from specmask.models.protocol import has_head
 from specmask.samplers import (
     SAMPLERS,
     Ancestral,
@@ -74,9 +75,9 @@ def default_grid(
     bounds: list[list[Sampler]] = [[EntropyBound(gamma=value)] for value in GAMMAS]
     stable: list[list[Sampler]] = [[Klass(tau, epsilon)] for tau, epsilon in KLASS]
     chosen: list[Sampler] = []
-    for groups in zip_longest(at_targets, thresholds, bounds, stable, fillvalue=[]):
-        chosen += chain.from_iterable(groups)
-    if network.head_layers:
+    for found in chain.from_iterable(zip_longest(at_targets, thresholds, bounds, stable)):
+        chosen += found or []
+    if has_head(network):
         chosen += [AnySubset(k=k) for k in DRAFTED if k <= length]
         chosen.append(AnyOrder(source="target"))
     return list(dict.fromkeys([*chosen, FirstHitting(), AnyOrder()]))
@@ -150,17 +151,14 @@ def named(samplers: Sequence[Sampler], names: Sequence[str]) -> list[Sampler]:
     """Those of `samplers` that have one of the names; all of them for no names.
 
     Raises:
-        UserError: a name that is not in `SAMPLERS`, or of none of the samplers.
+        UserError: a name that is of none of them.
     """
-    for name in names:
-        if name not in SAMPLERS:
-            raise unknown("sampler", name, SAMPLERS)
     kinds = {name: SAMPLERS[name] for name in names}
     found = [one for one in samplers if not names or type(one) in kinds.values()]
     for name, kind in kinds.items():
         if not any(type(one) is kind for one in found):
             raise UserError(
-                f"sampler {name}: the default grid has no setting of it for this model and these "
-                "targets; name some in a --grid"
+                f"sampler {name}: the grid has no setting of it for this model and these targets; "
+                "name some in a --grid"
             )
     return found

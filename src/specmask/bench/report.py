@@ -71,23 +71,23 @@ def quality(points: Sequence[Point]) -> Figure:
         for axis, shown in ((axes[0], key), (axes[1], "entropy")):
             axis.errorbar(
                 [p["nfe"] for p in curve],
-                [p[shown] for p in curve],
-                yerr=[2 * p[f"{shown}_se"] for p in curve],
+                _values(curve, shown),
+                yerr=[2 * error for error in _values(curve, f"{shown}_se")],
                 marker="o",
                 markersize=3,
                 label=name,
                 **style,
             )
         axes[2].plot(
-            [p["entropy"] for p in curve],
-            [p[key] for p in curve],
+            _values(curve, "entropy"),
+            _values(curve, key),
             marker="o",
             markersize=3,
             label=name,
             **style,
         )
     for p in (p for p in points if p["kind"] == "held-out"):
-        if key in p:
+        if p.get(key) is not None:
             axes[0].axhline(p[key], color="#444444", linewidth=0.8, linestyle=":")
             axes[2].plot(p["entropy"], p[key], "*", color="#444444", markersize=9)
         axes[1].axhline(p["entropy"], color="#444444", linewidth=0.8, linestyle=":")
@@ -101,6 +101,11 @@ def quality(points: Sequence[Point]) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False, fontsize=8)
     return figure
+
+
+def _values(points: Sequence[Point], key: str) -> list[float]:
+    """NaN, which is not drawn, where there was nothing to measure."""
+    return [math.nan if p.get(key) is None else p[key] for p in points]
 
 
 def _tempering(point: Point) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from specmask.metrics.ngrams import distinct_ngrams
 from specmask.metrics.proteins import composition_divergence, unique_fraction
 from specmask.metrics.spelling import word_counts
 from specmask.models.checkpoint import Model
+from specmask.models.protocol import has_head
 from specmask.samplers import Frame, Sampler
 from specmask.training.loop import versions
 
@@ -242,7 +243,7 @@ def law_points(
             lengths=sizes[part],
             temperature=laws[0].temperature,
             top_p=laws[0].top_p,
-            target=model.network.head_layers > 0,
+            target=has_head(model.network),
             best=any(getattr(law, "stop", 0) > 0 for law in laws),
             batch_size=batch_size,
             progress=None if progress is None else _after(done, total, progress),

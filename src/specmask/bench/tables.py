@@ -49,7 +49,7 @@ def family(point: Point) -> str:
 
 def metric_of(points: Sequence[Point]) -> str:
     """The measure of quality that these points have."""
-    return next(key for key in METRICS if any(key in point for point in points))
+    return next(key for key in METRICS if any(point.get(key) is not None for point in points))
 
 
 def _pm(point: Point, key: str, places: int) -> str:

@@ -41,7 +41,7 @@ from specmask.masking import (
     window_ends,
 )
 from specmask.models.checkpoint import Model
-from specmask.models.protocol import Verifier
+from specmask.models.protocol import Verifier, has_head
 from specmask.samplers import Speculative
 from specmask.samplers.base import draw_tokens, score_tokens
 
@@ -389,7 +389,7 @@ def tune(
         UserError: no causal head, or what `score_settings` and `Budget.choose` refuse.
     """
     network = model.network
-    if not isinstance(network, Verifier) or not network.head_layers:
+    if not has_head(network):
         raise UserError(f"{model.name} has no causal head: there is no speculation to tune")
     windows = window_grid(lengths) if windows is None else windows
     settings = settings_grid(windows, rounds, temperature)

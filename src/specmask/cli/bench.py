@@ -18,11 +18,12 @@ from specmask.cli.options import check_least, check_seed
 from specmask.cli.output import Bars, say
 from specmask.cli.rows import HeldOut, is_fasta, read_rows
 from specmask.data.files import read_text
-from specmask.errors import UserError
+from specmask.errors import UserError, unknown
 from specmask.metrics.proteins import composition
 from specmask.metrics.spelling import load_words, vocabulary
 from specmask.models.checkpoint import file_sha256
 from specmask.models.zoo import WORDS, ZOO, zoo_folder
+from specmask.samplers import SAMPLERS
 from specmask.samplers.driver import decode_rows
 
 
@@ -99,6 +100,9 @@ def _measure(args: Bench, file: Path) -> list[Point]:
     if not args.nfe or min(args.nfe) <= 0:
         raise UserError(f"--nfe {' '.join(map(str, args.nfe))}: expected numbers above 0")
     grid = None if args.grid is None else tuple(read_grid(args.grid))
+    for name in args.samplers:
+        if name not in SAMPLERS:
+            raise unknown("sampler", name, SAMPLERS)
     if grid is not None:
         named(grid, args.samplers)
     model = specmask.load(args.model or "", args.device, trunk=args.trunk)

@@ -67,6 +67,11 @@ class Verifier(Denoiser, Protocol):
         ...
 
 
+def has_head(network: Denoiser) -> bool:
+    """Whether a network can verify what it drafts."""
+    return isinstance(network, Verifier) and network.head_layers > 0
+
+
 @dataclass(frozen=True)
 class Passes:
     """Passes made for each row, and what they cost in passes of the whole network.

@@ -9,7 +9,7 @@ from typing import Any
 from specmask.errors import UserError, unknown
 from specmask.masking import parse_window
 from specmask.models.checkpoint import Model, load
-from specmask.models.protocol import Verifier
+from specmask.models.protocol import has_head
 from specmask.samplers.ancestral import Ancestral
 from specmask.samplers.any_order import AnyOrder
 from specmask.samplers.any_subset import AnySubset
@@ -83,9 +83,7 @@ def default_sampler(model: Model) -> Sampler:
     """
     saved = model.default_sampler
     if saved is None:
-        network = model.network
-        has_head = isinstance(network, Verifier) and network.head_layers > 0
-        return Speculative() if has_head else Ancestral()
+        return Speculative() if has_head(model.network) else Ancestral()
     try:
         return make_sampler(saved.name, saved.settings)
     except UserError as error:

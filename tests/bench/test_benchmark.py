@@ -1,0 +1,289 @@
+"""The benchmark measures every setting once, goes on where it was stopped, and says what it saw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import specmask
+from oracle import Draft, tiny_network
+from refusal import Refused, command, refuse
+from specmask import Ancestral, CosineWindow, FullWindow, Speculative, Star
+from specmask.bench import benchmark
+from specmask.bench.benchmark import Results, fingerprint
+from specmask.bench.grid import default_grid, fixed_steps, named, read_grid
+from specmask.bench.run import law_points, read_points, settings_of
+from specmask.bench.tables import family, table
+from specmask.data.batches import windows
+from specmask.data.tokenizers import character_tokenizer, encode
+from specmask.metrics.spelling import save_words
+from specmask.models.zoo import WORDS
+from specmask.samplers import SAMPLERS
+
+LENGTH = 12
+SYMBOLS = "ab c"
+GRID = """
+[[ancestral]]
+steps = [2, 4]
+counts = "fixed"
+
+[speculative]
+window = ["cosine:0.2", "full"]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    network = tiny_network(vocab_size=4, length=LENGTH, scale=0.25, dtype=torch.float32)
+    specmask.save(tmp_path / "model", network, character_tokenizer(SYMBOLS))
+    save_words(tmp_path / "model" / WORDS, ["a", "ab", "b", "cab"])
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    drawn = torch.randint(4, (300,), generator=torch.Generator().manual_seed(2)).tolist()
+    path = tmp_path / "held-out.txt"
+    path.write_text("".join(SYMBOLS[k] for k in drawn) + "\n")
+    return path
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    path = tmp_path / "grid.toml"
+    path.write_text(GRID)
+    return path
+
+
+# ------------------------------------------------------------------------------------------ grids
+
+
+def test_a_grid_file_is_the_product_of_its_lists(grid: Path, tmp_path: Path) -> None:
+    chosen = read_grid(grid)
+    assert chosen == [
+        Ancestral(2, "fixed"),
+        Ancestral(4, "fixed"),
+        Speculative(CosineWindow(0.2)),
+        Speculative(FullWindow()),
+    ]
+    (tmp_path / "grid.json").write_text(
+        '{"speculative": [{"rounds": [1, 2]}, {"rounds": 1, "first": "verify"}]}'
+    )
+    found = read_grid(tmp_path / "grid.json")
+    assert found == [Speculative(), Speculative(rounds=2), Speculative(first="verify")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("g.toml", "[speculativ]\nrounds = 1", ("speculativ", "Did you mean")),
+        ("g.toml", "[ancestral]\nstep = 4", ("step", "steps")),
+        ("g.toml", "[ancestral]\nsteps = [4, 0]", ("steps", "0")),
+        ("g.toml", "ancestral = 4", ("ancestral is 4", "table")),
+        ("g.toml", "[ancestral\nsteps = 4", ("not toml",)),
+        ("g.json", "[1]", ("expected samplers by name",)),
+        ("g.json", "{", ("not json",)),
+        ("g.toml", "", ("expected samplers by name",)),
+        ("g.toml", "[speculative]\nwindow = 'cosin:0.1'", ("cosin",)),
+    ],
+)
+def test_bad_grids_are_refused(
+    tmp_path: Path, name: str, text: str, expected: tuple[str, ...]
+) -> None:
+    (tmp_path / name).write_text(text)
+    refuse(lambda: read_grid(tmp_path / name), str(tmp_path / name), *expected)
+    refuse(lambda: read_grid(tmp_path / "none.toml"), "none.toml", "check the path")
+
+
+def test_the_default_grid_costs_what_it_is_asked_for() -> None:
+    """Every sampler with a number of steps is there at every target, none beyond a token a pass."""
+    model = specmask.wrap(tiny_network(vocab_size=4, length=32))
+    share = 2 / 3  # two layers of three
+    targets = (4, 8, 40)
+    tuned = {4: Speculative(FullWindow())}
+    chosen = default_grid(model, 32, targets, (), tuned)
+    assert len(set(chosen)) == len(chosen)
+    steps = {sampler.steps for sampler in chosen if hasattr(sampler, "steps")}
+    assert steps == {round(4 / share), round(8 / share)}
+    for n in steps:
+        assert set(fixed_steps(n)) <= set(chosen)
+    assert tuned[4] in chosen
+    guided = {"policy"}
+    assert {type(one) for one in chosen} == {k for n, k in SAMPLERS.items() if n not in guided}
+    plain = specmask.wrap(Draft(tiny_network(vocab_size=4, length=32)))
+    assert not any(sampler.verifies for sampler in default_grid(plain, 32, targets))
+
+
+def test_samplers_by_name() -> None:
+    chosen = [Ancestral(2), Speculative(), Ancestral(3)]
+    assert named(chosen, ()) == chosen
+    assert named(chosen, ("ancestral",)) == [Ancestral(2), Ancestral(3)]
+    refuse(lambda: named(chosen, ("p2",)), "p2", "--grid")
+
+
+# -------------------------------------------------------------------------------------- measuring
+
+
+def bench(folder: Path, data: Path, out: Path, *words: object) -> int:
+    usual = ("--out", out, "--samples", 5, "--rows", 3, "--nfe", 4, 8)
+    return command("bench", folder, "--data", data, *usual, *words)
+
+
+def test_a_grid_is_measured(folder: Path, data: Path, grid: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert bench(folder, data, out, "--grid", grid, "--report") == 0
+    points = read_points(out / "results.jsonl")
+    kinds = [point["kind"] for point in points]
+    assert kinds == ["run", "held-out", "profile", *["law"] * 4, *["samples"] * 4]
+    model = specmask.load(folder)
+    assert points[0]["weights"] == fingerprint(model.network)
+    assert (points[0]["rows"], points[0]["num"], points[0]["length"]) == (3, 5, LENGTH)
+    for point, sampler in zip(points[-4:], read_grid(grid), strict=True):
+        assert point["settings"] == settings_of(sampler)
+        drawn = specmask.sample(model, sampler, num=5)
+        assert point["nfe"] == pytest.approx(float(drawn.nfe.mean()))
+        assert point["texts"] == (drawn.text or [])[:2]
+        assert 0 <= point["spelling"] <= 1
+    # the exact laws are those of every second of the six rows
+    assert model.tokenizer is not None
+    ids = encode(model.tokenizer, data.read_text().rstrip("\n"), "data")
+    laws = law_points(model, windows(ids, LENGTH, 6)[::2], read_grid(grid))
+    for point, law in zip(points[3:7], laws, strict=True):
+        assert point["bits"] == pytest.approx(law["bits"], rel=1e-6)
+    for name in ("table.md", "quality.png", "bits.png", "acceptance.png", "losses.png"):
+        assert (out / name).stat().st_size > 0
+    assert (out / "table.md").read_text() == table(points)
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == 4
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "$" not in page.split("<script>")[0]
+
+
+def test_a_stopped_run_goes_on(
+    folder: Path, data: Path, grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off in the third setting's line, it measures that one and the last, and nothing twice."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert bench(folder, data, whole, "--grid", grid) == 0
+    lines = (whole / "results.jsonl").read_text().splitlines(keepends=True)
+    out.mkdir()
+    (out / "results.jsonl").write_text("".join(lines[:9]) + lines[9][:40])
+    measured: list[str] = []
+    real = benchmark.sample_point
+
+    def sample_point(model: Any, sampler: Any, *rest: Any) -> Any:
+        measured.append(type(sampler).__name__)
+        return real(model, sampler, *rest)
+
+    monkeypatch.setattr(benchmark, "sample_point", sample_point)
+    monkeypatch.setattr(benchmark, "law_points", None)  # would fail
+    assert bench(folder, data, out, "--grid", grid) == 0
+    assert measured == ["Speculative", "Speculative"]
+
+    def timeless(path: Path) -> list[dict[str, Any]]:
+        points = read_points(path / "results.jsonl")
+        return [{k: v for k, v in p.items() if not k.startswith("seconds")} for p in points]
+
+    assert timeless(out) == timeless(whole)
+
+
+def test_the_default_grid_is_tuned_first(folder: Path, data: Path, tmp_path: Path) -> None:
+    """Every sampler is measured, and self-speculation at settings found on rows of their own."""
+    out = tmp_path / "out"
+    assert bench(folder, data, out, "--samples", 2) == 0
+    points = read_points(out / "results.jsonl")
+    sampled = {point["sampler"] for point in points if point["kind"] == "samples"}
+    assert sampled == SAMPLERS.keys() - {"policy"}
+    front = [point for point in points if point["kind"] == "tuning"]
+    ours = [p for p in points if p["kind"] == "samples" and p["sampler"] == "speculative"]
+    best = [max((p for p in front if p["nfe"] <= t), key=lambda p: p["nfe"]) for t in (4, 8)]
+    chosen = {(p["settings"]["window"], p["settings"]["rounds"]) for p in best}
+    assert {(p["settings"]["window"], p["settings"]["rounds"]) for p in ours} == chosen
+    optimal = next(p for p in points if p["sampler" if "sampler" in p else "kind"] == "optimal")
+    (profile,) = (p for p in points if p["kind"] == "profile")
+    assert list(optimal["settings"]["profile"]) == profile["draft"]
+
+
+def test_sequences_of_many_lengths_are_measured(tmp_path: Path) -> None:
+    network = tiny_network(vocab_size=20, length=LENGTH, dtype=torch.float32)
+    symbols = "ACDEFGHIKLMNPQRSTVWY"
+    specmask.save(tmp_path / "model", network, character_tokenizer(symbols))
+    fasta = tmp_path / "held-out.fasta"
+    fasta.write_text("".join(f">{n}\n{symbols[n : 2 * n + 3]}\n" for n in range(1, 9)))
+    words = ("--samplers", "ancestral", "optimal", "speculative")
+    assert bench(tmp_path / "model", fasta, tmp_path / "out", *words) == 0
+    points = read_points(tmp_path / "out" / "results.jsonl")
+    sampled = [point for point in points if point["kind"] == "samples"]
+    assert {point["sampler"] for point in sampled} == {"ancestral", "optimal", "speculative"}
+    assert all(0 <= point["composition"] < 1 for point in sampled)
+    assert "composition" in (tmp_path / "out" / "table.md").read_text()
+
+
+# ------------------------------------------------------------------------------------------- said
+
+
+def test_a_family_is_what_is_no_matter_of_cost() -> None:
+    def of(sampler: specmask.samplers.Sampler) -> str:
+        from specmask.bench.run import describe
+
+        return family(describe(sampler, 0))
+
+    assert of(Ancestral(7)) == of(Ancestral(9)) == "ancestral cosine"
+    assert of(Star(score="random")) == "star random"
+    assert of(specmask.samplers.Confidence(noise=4.5)) == "confidence drawn noise"
+    assert of(Speculative(rounds=3)) == "speculative"
+    assert of(Speculative(verification="block")) == "speculative block"
+
+
+def test_the_report_needs_the_results_alone(
+    folder: Path, data: Path, grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert bench(folder, data, out, "--grid", grid) == 0
+    before = (out / "table.md").read_text()
+    (out / "table.md").unlink()
+    capsys.readouterr()
+    assert command("bench", "--out", out, "--report") == 0
+    assert (out / "table.md").read_text() == before
+    assert "report.html" in capsys.readouterr().err
+
+
+def test_bad_input_is_refused_before_any_work(
+    folder: Path, data: Path, grid: Path, tmp_path: Path, refused: Refused
+) -> None:
+    out = tmp_path / "out"
+    usual = ("bench", folder, "--out", out)
+    assert "--data" in refused(*usual)
+    assert "no" in refused("bench", "--out", tmp_path / "nothing", "--report")
+    assert "name the model" in refused("bench", "--data", data, "--out", out)
+    assert "1" in refused(*usual, "--data", data, "--samples", 1)
+    assert "--nfe" in refused(*usual, "--data", data, "--nfe", 0)
+    assert "Did you mean 'ancestral'" in refused(*usual, "--data", data, "--samplers", "anceestral")
+    assert "--grid" in refused(*usual, "--data", data, "--grid", grid, "--samplers", "p2")
+    assert "none.toml" in refused(*usual, "--data", data, "--grid", tmp_path / "none.toml")
+    short = tmp_path / "short.txt"
+    short.write_text("ab" * LENGTH)
+    assert "expected 4" in refused(*usual, "--data", short)
+    assert not out.exists()
+
+
+def test_results_of_another_run_are_left_alone(
+    folder: Path, data: Path, grid: Path, tmp_path: Path, refused: Refused
+) -> None:
+    out = tmp_path / "out"
+    usual = ("bench", folder, "--data", data, "--grid", grid, "--rows", 2, "--out", out)
+    assert command(*usual, "--samples", 4) == 0
+    assert "num 4" in refused(*usual, "--samples", 5)
+    assert "seed 0" in refused(*usual, "--samples", 4, "--seed", 1)
+    assert command(*usual, "--samples", 5, "--overwrite") == 0
+    assert read_points(out / "results.jsonl")[0]["num"] == 5
+
+
+def test_a_file_that_is_not_results_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps({"kind": "samples"}) + "\n")
+    refuse(lambda: Results(path, {"model": "m"}), str(path), "model", "--overwrite")
