@@ -36,6 +36,7 @@ from specmask import (
     FullWindow,
     HybridTransformer,
     Klass,
+    LearnedPolicy,
     LinearWindow,
     Optimal,
     PathPlanning,
@@ -48,6 +49,7 @@ from specmask import (
     UserError,
 )
 from specmask.masking import fixed_cuts, schedule_levels, window_ends
+from specmask.models.guides import PolicyConfig, UnmaskingPolicy
 from specmask.models.protocol import Meter
 from specmask.samplers.base import Canvas, Uniforms
 from specmask.samplers.first_hitting import FirstHittingState
@@ -63,6 +65,19 @@ def network(seed: int = 2) -> HybridTransformer:
 
 
 PLANNER = specmask.wrap(network(3))
+
+
+def learned() -> UnmaskingPolicy:
+    """A policy whose decisions depend on what it reads."""
+    policy = UnmaskingPolicy(PolicyConfig(width=16, heads=2, mlp_hidden=16)).double()
+    generator = torch.Generator().manual_seed(4)
+    for value in policy.parameters():
+        torch.nn.init.normal_(value, std=0.5, generator=generator)
+    return policy.requires_grad_(False)
+
+
+REQUIRED: dict[str, dict[str, Any]] = {"policy": {"policy": learned()}}
+"""Settings without which a sampler cannot run."""
 REMASKING = (PathPlanning, ReMDM, RunningConfidence, Star)
 """Samplers that may hide again what they have revealed."""
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -157,6 +172,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "many": {"steps": 99, "temperature": 0.7, "top_p": 0.9},
     },
     "any_subset": {"two": {"k": 2}, "many": {"k": 50, "temperature": 0.8}},
+    "policy": {
+        "blocks": {"block": 8, "scale": 0.2},
+        "tempered": {"temperature": 0.7, "top_p": 0.9, "scale": 5.0},
+    },
     "first_hitting": {"tempered": {"temperature": 0.7, "top_p": 0.9}},
     "any_order": {
         "target": {"source": "target"},
@@ -164,7 +183,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 CASES = {
-    f"{name}-{variant}": kind(**settings)
+    f"{name}-{variant}": kind(**{**REQUIRED.get(name, {}), **settings})
     for name, kind in SAMPLERS.items()
     for variant, settings in {"default": {}, **VARIANTS.get(name, {})}.items()
 }
@@ -403,7 +422,11 @@ def test_passes_stay_within_their_bounds(case: str) -> None:
     free = (inside & (canvas == MASK)).sum(1)
     trunk, verify = out.trunk_passes, out.verify_passes
     share = NETWORK.trunk_layers, NETWORK.head_layers
-    extra = share[0] * trunk if getattr(sampler, "planner", None) else 0 * trunk
+    extra = share[0] * trunk.double() if getattr(sampler, "planner", None) else 0.0 * trunk
+    if isinstance(sampler, LearnedPolicy):  # parameters over parameters, embeddings aside
+        size = sum(p.numel() for n, p in NETWORK.named_parameters() if "embed." not in n)
+        own = sum(p.numel() for p in sampler.policy.parameters()) if sampler.policy else 0
+        extra = own / size * sum(share) * trunk
     expected = (share[0] * trunk + share[1] * verify + extra).double() / sum(share)
     torch.testing.assert_close(out.nfe, expected)
     assert out.nfe.dtype == torch.float64
@@ -470,6 +493,7 @@ HEURISTICS = [
     ReMDM(),
     PathPlanning(),
     RunningConfidence(),
+    LearnedPolicy(),
 ]
 
 

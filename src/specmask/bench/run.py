@@ -25,6 +25,7 @@ from specmask.metrics.ngrams import distinct_ngrams
 from specmask.metrics.proteins import composition_divergence, unique_fraction
 from specmask.metrics.spelling import word_counts
 from specmask.models.checkpoint import Model
+from specmask.models.guides import Guide
 from specmask.models.protocol import has_head
 from specmask.samplers import Frame, Sampler
 from specmask.training.loop import versions
@@ -33,8 +34,8 @@ Point = dict[str, Any]
 
 
 def show(value: Any) -> Any:
-    """A setting as one types it: windows become words, a model its name, the rest stays."""
-    if isinstance(value, Model):
+    """A setting as one types it: windows become words, a model or guide its name."""
+    if isinstance(value, Model | Guide):
         return value.name
     if not isinstance(value, Window):
         return value

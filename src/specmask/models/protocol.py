@@ -141,6 +141,11 @@ class Meter:
         self._verify[self.rows[prefix.rows]] += 1
         return self._verifier.verify(prefix, ranks, drafts)
 
+    @property
+    def network(self) -> Denoiser:
+        """The network itself, for what is known of its size; its passes go through the meter."""
+        return self._network
+
     def charge(self, layers: float | Tensor) -> None:
         """Count a pass of a network beside this one, as so many layers of it; per row, or (B,)."""
         self._extra[self.rows] += layers

@@ -12,6 +12,7 @@ from specmask.samplers.first_hitting import FirstHitting
 from specmask.samplers.klass import Klass
 from specmask.samplers.optimal import Optimal
 from specmask.samplers.p2 import PathPlanning
+from specmask.samplers.policy import LearnedPolicy
 from specmask.samplers.rcr import RunningConfidence
 from specmask.samplers.remdm import ReMDM
 from specmask.samplers.speculative import Speculative
@@ -29,6 +30,7 @@ __all__ = [
     "FirstHitting",
     "Frame",
     "Klass",
+    "LearnedPolicy",
     "Optimal",
     "PathPlanning",
     "ReMDM",

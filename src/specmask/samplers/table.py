@@ -9,6 +9,7 @@ from typing import Any
 from specmask.errors import UserError, unknown
 from specmask.masking import parse_window
 from specmask.models.checkpoint import Model, load
+from specmask.models.guides import load_policy
 from specmask.models.protocol import has_head
 from specmask.samplers.ancestral import Ancestral
 from specmask.samplers.any_order import AnyOrder
@@ -21,6 +22,7 @@ from specmask.samplers.first_hitting import FirstHitting
 from specmask.samplers.klass import Klass
 from specmask.samplers.optimal import Optimal, read_profile
 from specmask.samplers.p2 import PathPlanning
+from specmask.samplers.policy import LearnedPolicy
 from specmask.samplers.rcr import RunningConfidence
 from specmask.samplers.remdm import ReMDM
 from specmask.samplers.speculative import Speculative
@@ -40,6 +42,7 @@ SAMPLERS = {
     "remdm": ReMDM,
     "p2": PathPlanning,
     "rcr": RunningConfidence,
+    "policy": LearnedPolicy,
     "optimal": Optimal,
     "any_subset": AnySubset,
 }
@@ -48,6 +51,7 @@ WORDS: dict[str, Callable[[str], Any]] = {
     "window": parse_window,
     "profile": read_profile,
     "planner": load,
+    "policy": load_policy,
 }
 """Settings that have a form in words: a window, a file, a model's name or folder."""
 
