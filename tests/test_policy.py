@@ -116,8 +116,8 @@ def test_probabilities_of_all_decisions_sum_to_one(block: int) -> None:
         lengths.expand(len(sets)),
         chosen,
     )
-    found = log_probability(made, seen, 0.8, block).exp()
-    assert float(found.sum().detach()) == pytest.approx(1, abs=1e-12)
+    found = log_probability(made, seen, 0.8, block).exp().detach()
+    assert float(found.sum()) == pytest.approx(1, abs=1e-12)
     sigma = (made(confidence, masked, lengths)[0].detach() / 0.8).sigmoid()[allowed]
     surest = int(sigma.argmax())
     for k, bits in enumerate(sets):
@@ -245,7 +245,7 @@ def test_a_stopped_training_goes_on_to_the_same_policy(tmp_path: Path) -> None:
 
     whole = train(tmp_path / "whole", 5)
     train(tmp_path / "cut", 3)
-    refuse(lambda: train(tmp_path / "cut", 5), "resume=True")
+    refuse(lambda: train(tmp_path / "cut", 5), "resume it")
     resumed = train(tmp_path / "cut", 5, resume=True)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -253,14 +253,14 @@ def test_a_stopped_training_goes_on_to_the_same_policy(tmp_path: Path) -> None:
     logs = [(tmp_path / run / "log.jsonl").read_text().splitlines()[1:] for run in runs]
     assert logs[0] == logs[1]
     assert [json.loads(line)["step"] for line in logs[0]] == [1, 2, 3, 4, 5]
-    loaded = load_policy(tmp_path / "cut" / "policy")
+    loaded = load_policy(tmp_path / "cut" / "guide")
     assert torch.equal(loaded.logit.bias, resumed.logit.bias)
     other = PolicyTraining(steps=9, groups=2, lr=0.01)
     refuse(
         lambda: train_policy(
             model, constant, other, sizes=SMALL, out=tmp_path / "cut", resume=True
         ),
-        "other settings",
+        "lr=0.05",
     )
 
 

@@ -10,6 +10,7 @@ import tyro
 
 from specmask.cli.adapt import Adapt, run_adapt
 from specmask.cli.bench import Bench, run_bench
+from specmask.cli.error_head import TrainErrorHead, run_error_head
 from specmask.cli.judge import Judge, run_judge
 from specmask.cli.output import flush_stdout
 from specmask.cli.sample import Sample, run_sample
@@ -26,6 +27,7 @@ COMMANDS: dict[type, Callable[[Any], None]] = {
     Score: run_score,
     Judge: run_judge,
     Bench: run_bench,
+    TrainErrorHead: run_error_head,
     Tune: run_tune,
     DemoArgs: demo,
 }
@@ -62,6 +64,7 @@ def _run(argv: Sequence[str] | None) -> None:
             | Annotated[Judge, tyro.conf.subcommand("judge")]
             | Annotated[Bench, tyro.conf.subcommand("bench")]
             | Annotated[Tune, tyro.conf.subcommand("tune")]
+            | Annotated[TrainErrorHead, tyro.conf.subcommand("error-head")]
             | Annotated[DemoArgs, tyro.conf.subcommand("demo")],
             prog="specmask",
             description="Self-speculative masked diffusion: train, sample, score and compare.",

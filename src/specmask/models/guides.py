@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from specmask.checks import whole
 from specmask.errors import UserError, first_line
-from specmask.models.blocks import Blocks, RMSNorm, padding_mask, rotary_angles
+from specmask.models.blocks import Blocks, RMSNorm, padding_mask, rotary_angles, unit
 from specmask.models.checkpoint import CONFIG, WEIGHTS, file_sha256, write_folder
 from specmask.models.protocol import Denoiser
 
@@ -37,6 +37,26 @@ class PolicyConfig:
         if self.width % (2 * self.heads):
             raise UserError(
                 f"width={self.width}, heads={self.heads}: expected a multiple of {2 * self.heads}"
+            )
+
+
+@dataclass(frozen=True)
+class ErrorHeadConfig:
+    """Sizes of an `ErrorHead`: one block at the width of the hidden states it reads."""
+
+    hidden: int
+    """Channels of the trunk's hidden states."""
+    heads: int = 4
+    """Attention heads."""
+    mlp_hidden: int = 512
+    """Channels inside the gated MLP."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "heads", "mlp_hidden"):
+            whole(name, getattr(self, name), 1)
+        if self.hidden % (2 * self.heads):
+            raise UserError(
+                f"hidden={self.hidden}, heads={self.heads}: expected a multiple of {2 * self.heads}"
             )
 
 
@@ -116,6 +136,47 @@ class UnmaskingPolicy(Guide):
         return self.logit(self.norm(x))[..., 0]
 
 
+class ErrorHead(Guide):
+    """How likely each token of a filled row is wrong (g_φ of G-Star, arXiv 2510.08369).
+
+    One bidirectional block on the frozen trunk's hidden states of the row with all of its tokens
+    filled in; it is not told which of them were drawn last. The paper found one block nearly as
+    good as a network of twelve.
+    """
+
+    kind = "error-head"
+    config_type = ErrorHeadConfig
+
+    def __init__(self, config: ErrorHeadConfig) -> None:
+        super().__init__(config)
+        self.blocks = Blocks(1, config.hidden, config.heads, config.mlp_hidden)
+        self.norm = RMSNorm(config.hidden, eps=1e-6)
+        self.logit = nn.Linear(config.hidden, 1)
+        nn.init.zeros_(self.logit.weight)
+
+    def forward(
+        self, hidden: Float[Tensor, "rows length hidden"], lengths: Tensor
+    ) -> Float[Tensor, "rows length"]:
+        """(B, L, C) hidden states of filled rows of (B,) lengths → logits that a token is wrong."""
+        length = hidden.shape[1]
+        angles = rotary_angles(
+            torch.arange(length, device=hidden.device),
+            self.config.hidden // self.config.heads // 2,
+        )[None]
+        x = unit(hidden.to(self.logit.weight.dtype))
+        for block in self.blocks:
+            x = block(x, angles, padding_mask(length, lengths))
+        return self.logit(self.norm(x))[..., 0]
+
+
+def hidden_width(network: Denoiser) -> int:
+    """Channels of a trunk's hidden states, read off a pass over one token."""
+    on = next(iter(network.parameters())).device if isinstance(network, nn.Module) else "cpu"
+    with torch.no_grad():
+        token = torch.zeros(1, 1, dtype=torch.int64, device=on)
+        return network.trunk(token, torch.ones(1, dtype=torch.int64, device=on)).shape[-1]
+
+
 # ----------------------------------------------------------------------------------------- folders
 
 G = TypeVar("G", bound=Guide)
@@ -180,3 +241,8 @@ def load_guide(folder: str | Path, kind: type[G], device: str | torch.device = "
 def load_policy(folder: str | Path) -> UnmaskingPolicy:
     """An `UnmaskingPolicy` from its folder; see `load_guide`."""
     return load_guide(folder, UnmaskingPolicy)
+
+
+def load_error_head(folder: str | Path) -> ErrorHead:
+    """An `ErrorHead` from its folder; see `load_guide`."""
+    return load_guide(folder, ErrorHead)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -145,6 +146,12 @@ class Meter:
     def network(self) -> Denoiser:
         """The network itself, for what is known of its size; its passes go through the meter."""
         return self._network
+
+    def take(self, rows: Tensor) -> Meter:
+        """The same meter about a part of its rows, by (B,) mask: what it counts is counted here."""
+        part = copy(self)
+        part.rows = self.rows[rows]
+        return part
 
     def charge(self, layers: float | Tensor) -> None:
         """Count a pass of a network beside this one, as so many layers of it; per row, or (B,)."""

@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from specmask.categorical import Purpose, check_tempering
 from specmask.checks import whole
-from specmask.errors import unknown
+from specmask.errors import UserError, unknown
 from specmask.masking import SCHEDULES, Law, Schedule, schedule_levels
-from specmask.models.protocol import Meter
+from specmask.models.guides import ErrorHead, hidden_width
+from specmask.models.protocol import Denoiser, Meter
 from specmask.samplers.base import (
     Canvas,
     State,
@@ -41,11 +42,14 @@ class Star:
     A heuristic. Down to time `start` it is ancestral sampling with fixed counts at random
     positions. From there on each pass fills every masked position, scores all tokens that the
     canvas did not give, and hides the ⌈masked share·free⌉ most suspicious ones again: those of the
-    largest score/`scale` plus Gumbel noise. Scores: none (random, the paper's Star+), or
-    −probability of the token when it was drawn (confidence).
+    largest score/`scale` plus Gumbel noise. Scores: none (random, the paper's Star+), −probability
+    of the token when it was drawn (confidence), or the logit of a trained `error_head` that reads
+    the filled row (learned, the paper's G-Star; `specmask error-head` trains one).
 
     Passes: one for each ancestral step that reveals something and one for each later step, at most
-    `steps`, trunk only. The last step hides nothing.
+    `steps`, trunk only; with a learned score one more over the filled row in each step that hides
+    tokens, and the head's own, counted in NFE by its share of the network's parameters. The last
+    step hides nothing.
     Published: start .3, scale 1; starting much earlier ruins the samples.
     """
 
@@ -53,8 +57,10 @@ class Star:
     """Steps S, at least 1."""
     start: float = 0.3
     """Time, from 1 (all masked) to 0, from which on tokens are hidden again."""
-    score: Literal["random", "confidence"] = "confidence"
-    """What makes a token suspicious."""
+    score: Literal["random", "confidence", "learned"] = "confidence"
+    """What makes a token suspicious; learned needs an error head."""
+    error_head: ErrorHead | None = None
+    """A trained error head, on the command line its folder, for score learned."""
     scale: float = 1.0
     """Divides the score, above 0; small trusts it, large is random."""
     schedule: Schedule = "linear"
@@ -69,12 +75,29 @@ class Star:
     def __post_init__(self) -> None:
         whole("steps", self.steps, 1)
         check_number("start", self.start, 0, 1)
-        if self.score not in ("random", "confidence"):
-            raise unknown("score", self.score, ("random", "confidence"))
+        if self.score not in ("random", "confidence", "learned"):
+            raise unknown("score", self.score, ("random", "confidence", "learned"))
+        if (self.score == "learned") != (self.error_head is not None):
+            raise UserError(
+                f"score={self.score!r} {'with' if self.error_head else 'without'} an error_head: "
+                "expected both score='learned' and a trained ErrorHead (specmask error-head trains "
+                "one), or neither"
+            )
         check_number("scale", self.scale, 1e-6)
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
         check_tempering(self.temperature, self.top_p)
+
+    def check(self, network: Denoiser) -> None:
+        """Raise UserError where the error head reads another width than the network has."""
+        if self.error_head is None:
+            return
+        wanted, found = self.error_head.config.hidden, hidden_width(network)
+        if wanted != found:
+            raise UserError(
+                f"the error head reads {wanted} channels, the model's trunk has {found}: expected "
+                "a head trained on this model"
+            )
 
     def init(self, canvas: Canvas, uniforms: Uniforms) -> RewritableState:
         return rewritable_state(canvas, uniforms, "random")
@@ -98,7 +121,7 @@ class Star:
         log_p = at_positions(drafts, scores(drafts, "drawn"), state.log_p)
         known = at_positions(drafts, drafts.inside, ranks_of(state) < state.revealed[:, None])
 
-        suspicion = -log_p.exp() if self.score == "confidence" else torch.zeros_like(log_p)
+        suspicion = self._suspicion(model, state, tokens, log_p, refining & (left > 0))
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         u = uniforms(state.rows, positions, Purpose.SELECT, state.passes)
         gumbel = -(-(1 - u).log()).log()  # 1 − u is never 0
@@ -106,6 +129,23 @@ class Star:
         suspicion = suspicion.masked_fill(state.given | ~inside(state), -torch.inf)
         known &= ~best(suspicion, torch.where(refining, left, 0))
         return rewrite(replace(state, log_p=log_p, step=step), tokens, known, model.mask_id)
+
+    def _suspicion(
+        self, model: Meter, state: State, tokens: Tensor, log_p: Tensor, hiding: Tensor
+    ) -> Float64[Tensor, "rows length"]:
+        """The score of every token, in rows that are about to hide some."""
+        if self.score == "confidence":
+            return -log_p.exp()
+        suspicion = torch.zeros_like(log_p)
+        if self.error_head is not None and bool(hiding.any()):
+            part, lengths = model.take(hiding), state.lengths[hiding]
+            hidden = part.trunk(tokens[hiding], lengths)
+            part.charge(self.error_head.layers_of(model.network))
+            on = self.error_head.device
+            with torch.autocast(on.type, enabled=False):
+                logits = self.error_head(hidden.to(on), lengths.to(on))
+            suspicion[hiding] = logits.to(suspicion)
+        return suspicion
 
     def _next(self, state: RewritableState, masked: Tensor) -> Int64[Tensor, "rows"]:
         """The next step that makes a pass: one that reveals something, or any from `start` on."""

@@ -9,7 +9,7 @@ from typing import Any
 from specmask.errors import UserError, unknown
 from specmask.masking import parse_window
 from specmask.models.checkpoint import Model, load
-from specmask.models.guides import load_policy
+from specmask.models.guides import load_error_head, load_policy
 from specmask.models.protocol import has_head
 from specmask.samplers.ancestral import Ancestral
 from specmask.samplers.any_order import AnyOrder
@@ -52,6 +52,7 @@ WORDS: dict[str, Callable[[str], Any]] = {
     "profile": read_profile,
     "planner": load,
     "policy": load_policy,
+    "error_head": load_error_head,
 }
 """Settings that have a form in words: a window, a file, a model's name or folder."""
 

@@ -18,14 +18,11 @@ from specmask.categorical import check_tempering
 from specmask.checks import check_seed, whole
 from specmask.errors import UserError
 from specmask.models.checkpoint import Model
-from specmask.models.guides import PolicyConfig, UnmaskingPolicy, save_guide
+from specmask.models.guides import PolicyConfig, UnmaskingPolicy
 from specmask.samplers import Frame, Samples, sample
 from specmask.samplers.base import check_number
 from specmask.samplers.policy import LearnedPolicy
-from specmask.training import checkpoints
-from specmask.training.log import Log
-from specmask.training.loop import versions
-from specmask.training.optimizers import flatten, restore
+from specmask.training.guide_run import GuideRun, adamw
 
 Reward = Callable[[Tensor, Tensor], Tensor]
 """(B, L) finished tokens and (B,) lengths → (B,) rewards, finite and at least 0."""
@@ -209,7 +206,7 @@ def train_policy(
         sizes: of a new policy; or policy: one to go on from.
         canvas: (C, L) tokens with the mask where to fill, taken in turn; default one row, all
             masked. lengths: (C,) of them, default full.
-        out: folder for log.jsonl, checkpoints and, at the end, `policy/`, which `load_policy` and
+        out: folder for log.jsonl, checkpoints and, at the end, `guide/`, which `load_policy` and
             `--policy` read.
         resume: go on from the newest checkpoint in `out`.
         on_step: told of every step: reward, whole reward, passes, gradient norm, time left (s).
@@ -234,19 +231,17 @@ def train_policy(
             torch.manual_seed(config.seed)
             policy = UnmaskingPolicy(sizes)
     policy = policy.to(model.device).train()
-    names, parameters = zip(*policy.named_parameters(), strict=True)
-    group = {"params": list(parameters), "names": list(names)}
-    optimizer = AdamW([group], lr=config.lr, weight_decay=0.0)
-    run = _Run(None if out is None else Path(out), config, policy, optimizer, resume)
+    optimizer = adamw(policy, config.lr)
+    run = GuideRun(None if out is None else Path(out), asdict(config), policy, optimizer, resume)
     began, start = time.perf_counter(), run.step
     while run.step < config.steps:
         row = _step(model, policy, optimizer, reward, config, canvas, lengths, run.step)
         pace = (time.perf_counter() - began) / (run.step + 1 - start)
-        run.advance(row)
+        run.advance("train", row)
         if on_step is not None:
             on_step({"step": run.step, **row, "seconds_left": pace * (config.steps - run.step)})
     policy.eval()
-    run.finish(policy)
+    run.finish()
     return policy
 
 
@@ -309,64 +304,3 @@ def _checked(reward: Tensor, num: int) -> Tensor:
     if not bool((reward.isfinite() & (reward >= 0)).all()):
         raise UserError("the reward function returned a number that is not finite or below 0")
     return reward.cpu()
-
-
-class _Run:
-    """Log and checkpoints of a training; without a folder it only counts."""
-
-    def __init__(
-        self,
-        out: Path | None,
-        config: PolicyTraining,
-        policy: UnmaskingPolicy,
-        optimizer: AdamW,
-        resume: bool,
-    ) -> None:
-        self.step, self._out, self._config = 0, out, config
-        self._policy, self._optimizers = policy, {"adamw": optimizer}
-        self._log: Log | None = None
-        if out is None:
-            return
-        if checkpoints.exist(out) and not resume:
-            raise UserError(f"{out} holds a training: pass resume=True, or another folder")
-        self._fixed = {
-            **{k: v for k, v in asdict(config).items() if k not in ("steps", "save_every")},
-            "sizes": asdict(policy.config),
-        }
-        found = checkpoints.newest(out) if resume else None
-        if found is not None:
-            if found.state["config"] != self._fixed:
-                raise UserError(f"{out} was trained with other settings: expected the same ones")
-            policy.load_state_dict(found.tensors("model.safetensors"))
-            restore(self._optimizers, found.tensors("optimizer.safetensors"))
-            self.step = found.step
-        out.mkdir(parents=True, exist_ok=True)
-        about = {"config": asdict(config), "versions": versions()}
-        self._log = Log(out / "log.jsonl", about, self.step)
-
-    def advance(self, row: dict[str, float]) -> None:
-        self.step += 1
-        if self._log is None:
-            return
-        self._log.write("train", {"step": self.step, **row})
-        if self.step % self._config.save_every == 0 or self.step == self._config.steps:
-            self._save()
-
-    def _save(self) -> None:
-        assert self._out is not None
-        assert self._log is not None
-        self._log.sync()
-        moments, groups = flatten(self._optimizers)
-        tensors = {
-            "model.safetensors": dict(self._policy.state_dict()),
-            "ema.safetensors": {},
-            "optimizer.safetensors": moments,
-        }
-        state = {"step": self.step, "config": self._fixed}
-        checkpoints.write(self._out, state, tensors, groups, keep=2)
-
-    def finish(self, policy: UnmaskingPolicy) -> None:
-        if self._out is not None and self._log is not None:
-            self._log.close()
-            save_guide(self._out / "policy", policy, overwrite=True)
-            policy.name = "policy"
