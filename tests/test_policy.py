@@ -255,7 +255,7 @@ def test_a_stopped_training_goes_on_to_the_same_policy(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in logs[0]] == [1, 2, 3, 4, 5]
     loaded = load_policy(tmp_path / "cut" / "guide")
     assert torch.equal(loaded.logit.bias, resumed.logit.bias)
-    other = PolicyTraining(steps=9, groups=2, lr=0.01)
+    other = PolicyTraining(steps=9, groups=2, lr=0.01, updates=2)
     refuse(
         lambda: train_policy(
             model, constant, other, sizes=SMALL, out=tmp_path / "cut", resume=True
@@ -317,7 +317,7 @@ def test_folders_that_are_no_policy_are_refused(tmp_path: Path) -> None:
     network = tiny_network(dtype=torch.float32)
     specmask.save(tmp_path / "model", network)
     refuse(lambda: load_policy(tmp_path / "none"), "none", "unmasking-policy")
-    refuse(lambda: load_policy(tmp_path / "model"), "a model's folder")
+    refuse(lambda: load_policy(tmp_path / "model"), "no guide")
     save_guide(tmp_path / "guide", policy().float())
     weights = tmp_path / "guide" / "model.safetensors"
     data = weights.read_bytes()

@@ -69,8 +69,8 @@ def run_error_head(args: TrainErrorHead) -> None:
     with Bars() as bars:
 
         def told(row: dict[str, Any]) -> None:
+            bars.show("training", row["step"], args.train.steps)
             left = timedelta(seconds=round(row["seconds_left"]))
-            bars.show(f"training, {left} left", row["step"], args.train.steps)
             if "validation_auc" in row:
                 say(
                     f"step {row['step']}/{args.train.steps}  validation loss "

@@ -220,8 +220,8 @@ def load_guide(folder: str | Path, kind: type[G], device: str | torch.device = "
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path / CONFIG} is not a JSON object ({error}): it is damaged") from None
     if found != kind.kind:
-        what = "a model's" if found is None else f"a {found}'s"
-        raise UserError(f"{path} is {what} folder: expected that of a trained {kind.kind}")
+        what = "no guide" if found is None else f"guide {found!r}"
+        raise UserError(f"{path} holds {what}: expected the folder of a trained {kind.kind}")
     known = {item.name for item in fields(kind.config_type)}
     sizes = about.get("config")
     if not isinstance(sizes, dict) or set(sizes) != known:

@@ -190,7 +190,7 @@ def train_error_head(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimizer.step()
-        row: dict[str, Any] = {"loss": float(loss)}
+        row: dict[str, Any] = {"loss": float(loss.detach())}
         last = run.step + 1 == config.steps
         if validation is not None and (last or (run.step + 1) % config.eval_every == 0):
             found = validate(model, head, validation, config.seed)
