@@ -1,20 +1,25 @@
 """Networks small enough to be known completely, and the statistics that judge a sampler by them.
 
 `tiny_network` is a real network with weights far from initialisation. `Enumerated` looks up all its
-answers, so that a million samples cost seconds. `Chain` is a network whose draft and target are
-the exact conditionals of a hidden Markov chain, so that the right law is known without any network.
+answers, so that a million samples cost seconds. `Chain`, from the package, is a network whose draft
+and target are the exact conditionals of a hidden Markov chain: its law is known without a network.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from itertools import permutations, product
+from itertools import permutations
 
 import torch
 from torch import Tensor
 
 from specmask import HybridConfig, HybridTransformer
+from specmask.bench.known_chain import KnownChain as Chain
+from specmask.bench.known_chain import all_rows
+from specmask.bench.known_chain import row_index as code
+
+__all__ = ["Chain", "all_rows", "code"]  # the rest is defined here
 
 FALSE_ALARM = 1e-6
 """Odds with which one χ² test fails although the code is right (the seeds are fixed: once)."""
@@ -74,20 +79,9 @@ class Draft:
         self.trunk, self.draft_logits = network.trunk, network.draft_logits
 
 
-def all_rows(vocab_size: int, length: int) -> Tensor:
-    """(V^D, D): every row, the last position fastest."""
-    return torch.tensor(list(product(range(vocab_size), repeat=length)))
-
-
 def all_orders(length: int) -> Tensor:
     """(D!, D): every order, the first one left to right."""
     return torch.tensor(list(permutations(range(length))))
-
-
-def code(rows: Tensor, base: int) -> Tensor:
-    """(..., D) → (...): a row's index among `all_rows(base, D)`."""
-    powers = base ** torch.arange(rows.shape[-1] - 1, -1, -1)
-    return (rows * powers).sum(-1)
 
 
 def masked(tokens: Tensor, order: Tensor, revealed: Tensor, mask_id: int) -> Tensor:
@@ -165,89 +159,6 @@ class Enumerated:
 def enumerated(head_layers: int) -> Enumerated:
     """The tiny network of so many head layers, enumerated; V = 3, D = 5."""
     return Enumerated(tiny_network(head_layers))
-
-
-# ----------------------------------------------------------------------------------------- chain
-
-
-@dataclass(frozen=True)
-class ChainPrefix:
-    order: Tensor
-    rows: Tensor
-
-    def take(self, rows: Tensor) -> ChainPrefix:
-        return ChainPrefix(self.order[rows], self.rows[rows])
-
-
-class Chain:
-    """A hidden Markov chain as a network: draft and target are its exact conditionals.
-
-    The draft of a position is its posterior given the revealed tokens; the target of rank d its
-    posterior given all ranks below d. Whatever the setting, self-speculation must draw from the
-    chain. Padding counts as unknown, so a shorter row is a marginal of the chain.
-    """
-
-    trunk_layers, head_layers = 1, 1
-
-    def __init__(
-        self, states: int = 3, vocab_size: int = 4, length: int = 6, seed: int = 1
-    ) -> None:
-        self.vocab_size, self.mask_id, self.length = vocab_size, vocab_size, length
-        generator = torch.Generator().manual_seed(seed)
-
-        def law(*shape: int) -> Tensor:
-            numbers = torch.randn(shape, generator=generator, dtype=torch.float64)
-            return (3 * numbers).softmax(-1)
-
-        self.initial, self.transition, self.emission = (
-            law(states),
-            law(states, states),
-            law(states, vocab_size),
-        )
-        # A masked position emits anything.
-        self._seen = torch.cat((self.emission, torch.ones(states, 1, dtype=torch.float64)), 1)
-
-    def log_prob(self, tokens: Tensor) -> Tensor:
-        """(B,) nats, by the forward algorithm."""
-        forward = self.initial * self._seen[:, tokens[:, 0]].T
-        for position in range(1, tokens.shape[1]):
-            forward = forward @ self.transition * self._seen[:, tokens[:, position]].T
-        return forward.sum(-1).log()
-
-    def posterior(self, tokens: Tensor) -> Tensor:
-        """(B, L, V) log-probabilities of each position's token, its own evidence left out."""
-        count, length = tokens.shape
-        evidence = self._seen[:, tokens].permute(1, 2, 0)  # (B, L, states)
-        before = [self.initial.expand(count, -1)]
-        for position in range(length - 1):
-            step = before[-1] * evidence[:, position] @ self.transition
-            before.append(step / step.sum(-1, keepdim=True))
-        after = [torch.ones_like(before[0])]
-        for position in range(length - 1, 0, -1):
-            after.append((after[-1] * evidence[:, position]) @ self.transition.T)
-        state = torch.stack(before, 1) * torch.stack(after[::-1], 1)
-        return (state @ self.emission).log().log_softmax(-1)
-
-    def trunk(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        padding = torch.arange(tokens.shape[1]) >= lengths[:, None]
-        return self.posterior(tokens.masked_fill(padding, self.mask_id))
-
-    def draft_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        return hidden.gather(1, positions[..., None].expand(-1, -1, self.vocab_size))
-
-    def prefix(
-        self, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor
-    ) -> ChainPrefix:
-        return ChainPrefix(order, torch.arange(len(tokens)))
-
-    def verify(self, prefix: ChainPrefix, ranks: Tensor, drafts: Tensor) -> Tensor:
-        (count, width), length = ranks.shape, drafts.shape[1]
-        ranks = ranks.clamp(max=length - 1)
-        order = prefix.order.repeat_interleave(width, 0)
-        tokens = torch.zeros_like(order).scatter(1, order, drafts.repeat_interleave(width, 0))
-        seen = masked(tokens, order, ranks.flatten(), self.mask_id)
-        position = order.gather(1, ranks.reshape(-1, 1))
-        return self.draft_logits(self.posterior(seen), position).view(count, width, -1)
 
 
 # ------------------------------------------------------------------------------------ statistics

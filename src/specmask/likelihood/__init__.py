@@ -243,17 +243,26 @@ def elbo(
 
 
 def random_orders(
-    tokens: Tensor, seed: int = 0, number: int = 0, lengths: Tensor | None = None
+    tokens: Tensor,
+    seed: int = 0,
+    number: int = 0,
+    lengths: Tensor | Sequence[int] | None = None,
 ) -> Int64[Tensor, "rows length"]:
     """(B, L) uniform orders of (B, L) rows, the `number`-th of the seed, padding last."""
     rows, positions = (torch.arange(n, device=tokens.device) for n in tokens.shape)
     keys = uniform(seed, rows[:, None], positions, Purpose.SCORE_ORDER, number)
-    sizes = torch.full_like(rows, tokens.shape[1]) if lengths is None else lengths
+    sizes = torch.full_like(rows, tokens.shape[1])
+    if lengths is not None:
+        sizes = torch.as_tensor(lengths, device=tokens.device)
     return order_by(keys, torch.zeros_like(keys, dtype=torch.bool), sizes)
 
 
 def orders_of(
-    sampler: HasLaw, tokens: Tensor, seed: int = 0, number: int = 0, lengths: Tensor | None = None
+    sampler: HasLaw,
+    tokens: Tensor,
+    seed: int = 0,
+    number: int = 0,
+    lengths: Tensor | Sequence[int] | None = None,
 ) -> Int64[Tensor, "rows length"]:
     """(B, L) orders along which a sampler fills (B, L) rows: left to right, or `random_orders`."""
     if getattr(sampler, "order", "random") == "left-to-right":
