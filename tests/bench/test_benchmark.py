@@ -16,6 +16,7 @@ from specmask import Ancestral, CosineWindow, FullWindow, Speculative, Star
 from specmask.bench import benchmark
 from specmask.bench.benchmark import Results, fingerprint
 from specmask.bench.grid import default_grid, fixed_steps, named, read_grid
+from specmask.bench.report import _turned, entropy
 from specmask.bench.run import law_points, read_points, settings_of
 from specmask.bench.tables import family, table
 from specmask.data.batches import windows
@@ -287,3 +288,26 @@ def test_a_file_that_is_not_results_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps({"kind": "samples"}) + "\n")
     refuse(lambda: Results(path, {"model": "m"}), str(path), "model", "--overwrite")
+
+
+def test_entropy_has_a_figure_where_a_knob_was_turned(tmp_path: Path) -> None:
+    """One curve for each knob and each setting of the rest, of two points at least."""
+
+    def point(value: float, **settings: Any) -> dict[str, Any]:
+        usual = {"steps": 8, "temperature": 1.0, "top_p": 1.0}
+        return {
+            "kind": "samples", "sampler": "p2", "settings": usual | settings, "nfe": 8.0,
+            "entropy": value, "entropy_se": 0.01, "spelling": 1 - value / 4, "spelling_se": 0.01,
+        }  # fmt: skip
+
+    points = [
+        point(2.7), point(2.5, temperature=0.8), point(2.6, temperature=0.9),
+        point(2.4, top_p=0.9), point(2.3, steps=16),
+    ]  # fmt: skip
+    curves = [(knob, [p["entropy"] for p in curve]) for knob, curve in _turned(points)]
+    assert curves == [("temperature", [2.5, 2.6, 2.7]), ("top_p", [2.4, 2.7])]
+    axis = entropy([*points, {"kind": "held-out", "entropy": 2.85, "spelling": 1.0}]).axes[0]
+    assert len(axis.containers) == 2
+    assert axis.get_xlim()[0] == pytest.approx(2.35)  # one setting is below
+    assert any("1 settings" in text.get_text() for text in axis.texts)
+    assert _turned(points[3:]) == []

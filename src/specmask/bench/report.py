@@ -1,4 +1,4 @@
-"""From results.jsonl alone: a table, four figures and one page that holds them all."""
+"""From results.jsonl alone: a table, the figures and one page that holds them all."""
 
 from __future__ import annotations
 
@@ -94,13 +94,79 @@ def quality(points: Sequence[Point]) -> Figure:
     axes[0].set_title(METRICS[key][1], fontsize=10)
     axes[1].set_title("unigram entropy of a sample (nats)", fontsize=10)
     axes[2].set_title(f"{METRICS[key][1]} against entropy", fontsize=10)
-    axes[2].set_xlabel("unigram entropy of a sample (nats)")
-    _plain_axis(axes[2])
+    _entropy_axis(axes[2], points)
     for axis in axes[:2]:
         nfe_axis(axis)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False, fontsize=8)
     return figure
+
+
+def entropy(points: Sequence[Point]) -> Figure:
+    """Quality against entropy: what a sampler trades of one for the other, its knob turned."""
+    key = metric_of(points)
+    figure, axis = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    turned = _turned(points)
+    others = list(dict.fromkeys(family(curve[0]) for _, curve in turned))
+    dearest: dict[str, float] = {}
+    for _, curve in turned:
+        name, cost = family(curve[0]), _mean_cost(curve)
+        dearest[name] = max(cost, dearest.get(name, 0.0))
+    for knob, curve in turned:
+        name, cost = family(curve[0]), _mean_cost(curve)
+        axis.errorbar(
+            _values(curve, "entropy"),
+            _values(curve, key),
+            xerr=_values(curve, "entropy_se"),
+            yerr=_values(curve, f"{key}_se"),
+            marker={"temperature": "o", "top_p": "s", "noise": "^"}[knob],
+            markersize=4,
+            alpha=1.0 if cost > 0.9 * dearest[name] else 0.45,  # a cheaper one is paler
+            label=f"{name}, {cost:.0f} NFE, {knob.replace('_', '-')}",
+            **_style(name, others) | {"linewidth": 1.2},
+        )
+    for p in (p for p in points if p["kind"] == "held-out"):
+        axis.plot(p["entropy"], p[key], "*", color="#444444", markersize=9)
+    axis.set_title(f"{METRICS[key][1]} against entropy", fontsize=10)
+    _entropy_axis(axis, points)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+_KNOBS = ("temperature", "top_p", "noise")
+
+
+def _mean_cost(points: Sequence[Point]) -> float:
+    return float(sum(p["nfe"] for p in points) / len(points))
+
+
+def _turned(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
+    """Knob and samples that differ in it alone, two at least, by rising entropy; ours first."""
+    found: list[tuple[str, list[Point]]] = []
+    samples = [p for p in points if p["kind"] == "samples"]
+    for knob in _KNOBS:
+        groups: dict[str, list[Point]] = {}
+        for point in samples:
+            rest = {name: value for name, value in point["settings"].items() if name != knob}
+            if knob in point["settings"]:
+                groups.setdefault(f"{point['sampler']} {rest}", []).append(point)
+        for group in groups.values():
+            if len(group) > 1:
+                found.append((knob, sorted(group, key=lambda p: p["entropy"])))
+    return sorted(found, key=lambda item: item[1][0]["sampler"] != "speculative")
+
+
+def _entropy_axis(axis: Axes, points: Sequence[Point]) -> None:
+    """As far down as half a nat below held-out text: beyond it a sample repeats itself."""
+    axis.set_xlabel("unigram entropy of a sample (nats)")
+    text = [p["entropy"] for p in points if p["kind"] == "held-out"]
+    shown = [p["entropy"] for p in points if p["kind"] == "samples"]
+    if text and (left := sum(value < text[0] - 0.5 for value in shown)):
+        axis.set_xlim(text[0] - 0.5, max([*shown, *text]) + 0.03)
+        axis.annotate(
+            f"{left} settings of lower entropy", (0.02, 0.02), xycoords="axes fraction", fontsize=8
+        )
+    _plain_axis(axis)
 
 
 def _values(points: Sequence[Point], key: str) -> list[float]:
@@ -201,6 +267,12 @@ _FIGURES: dict[str, tuple[Callable[[Sequence[Point]], Figure], str]] = {
         "No samples are drawn here: bits are the exact law's on held-out rows, each along one "
         "random order, and NFE are its exact expected passes on the same rows.",
     ),
+    "entropy": (
+        entropy,
+        "Each curve is one sampler at one cost, with its temperature (dots), top-p (squares) or "
+        "noise (triangles) turned; bars are one standard error; the star is the held-out text. "
+        "Of two samplers at equal cost the upper right one is better.",
+    ),
     "acceptance": (
         acceptance,
         "Self-speculative settings, token by token verification. Left: the share of drafts that "
@@ -221,6 +293,7 @@ def _drawable(points: Sequence[Point]) -> list[str]:
     there = {
         "quality": "samples" in kinds,
         "bits": "law" in kinds,
+        "entropy": bool(_turned(points)),
         "acceptance": sampled,
         "losses": profiled,
     }
