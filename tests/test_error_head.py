@@ -171,7 +171,7 @@ def test_rows_are_filled_from_the_draft_where_they_were_masked() -> None:
     logits = network.draft_logits(network.trunk(masked, lengths), torch.arange(5).expand(400, 5))
     chance = log_probabilities(logits).exp().gather(-1, tokens[..., None])[..., 0]
     right = (~filled.wrong & filled.drawn).sum() / filled.drawn.sum()
-    expected = float(chance[filled.drawn].mean())
+    expected = float(chance[filled.drawn].mean().detach())
     spread = math.sqrt(expected * (1 - expected) / int(filled.drawn.sum()))
     assert abs(float(right) - expected) < 4.9 * spread  # false alarm below 1e-6
 
