@@ -56,7 +56,8 @@ class Benchmark:
     scored, tuning: held-out rows for the exact laws, and others to choose settings on. reference:
     rows that are measured as samples are. domain: what they are judged by. targets: NFE. grid:
     settings, or None for `default_grid`. names: samplers to measure, all for none. num: samples at
-    each setting. about: of the run, for the first line.
+    each setting. about: of the run, for the first line. bf16: samples, not laws, with the
+    network's matrix products in bfloat16; the lines say so.
     """
 
     scored: Rows
@@ -70,6 +71,7 @@ class Benchmark:
     seed: int
     batch_size: int
     about: dict[str, Any]
+    bf16: bool = False
 
 
 class Watch(Protocol):
@@ -189,7 +191,7 @@ def run_benchmark(model: Model, benchmark: Benchmark, path: Path, watch: Watch) 
         if not results.find("samples", sampler):
             point = sample_point(
                 *(model, sampler, benchmark.domain, benchmark.num, benchmark.seed),
-                *(benchmark.batch_size, False, benchmark.scored.lengths),
+                *(benchmark.batch_size, benchmark.bf16, benchmark.scored.lengths),
             )
             results.add([point])
             watch.point(point)
