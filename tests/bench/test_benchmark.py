@@ -15,8 +15,9 @@ from refusal import Refused, command, refuse
 from specmask import Ancestral, CosineWindow, FullWindow, Speculative, Star
 from specmask.bench import benchmark
 from specmask.bench.benchmark import Results, fingerprint
+from specmask.bench.compare import turned
 from specmask.bench.grid import default_grid, fixed_steps, named, read_grid
-from specmask.bench.report import _turned, entropy
+from specmask.bench.report import entropy
 from specmask.bench.run import law_points, read_points, settings_of
 from specmask.bench.tables import family, table
 from specmask.data.batches import windows
@@ -304,10 +305,10 @@ def test_entropy_has_a_figure_where_a_knob_was_turned(tmp_path: Path) -> None:
         point(2.7), point(2.5, temperature=0.8), point(2.6, temperature=0.9),
         point(2.4, top_p=0.9), point(2.3, steps=16),
     ]  # fmt: skip
-    curves = [(knob, [p["entropy"] for p in curve]) for knob, curve in _turned(points)]
+    curves = [(knob, [p["entropy"] for p in curve]) for knob, curve in turned(points)]
     assert curves == [("temperature", [2.5, 2.6, 2.7]), ("top_p", [2.4, 2.7])]
     axis = entropy([*points, {"kind": "held-out", "entropy": 2.85, "spelling": 1.0}]).axes[0]
     assert len(axis.containers) == 2
     assert axis.get_xlim()[0] == pytest.approx(2.35)  # one setting is below
     assert any("1 settings" in text.get_text() for text in axis.texts)
-    assert _turned(points[3:]) == []
+    assert turned(points[3:]) == []

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from specmask.bench.compare import Factor, cost_at, factors_at_equal, frontier
+from specmask.bench.compare import Factor, at_entropy, cost_at, factors_at_equal, frontier
 from specmask.bench.run import Point
+from specmask.bench.tables import entropy_cells
 
 
 def points(*pairs: tuple[float, float]) -> list[Point]:
@@ -153,3 +154,60 @@ def test_intervals_of_spelling_draw_samples_again() -> None:
     (found,) = factors_at_equal(plain, [sampled(16, 0.7)], "spelling", 1)
     assert found.low < 2 < found.high
     assert 0.7 < found.low < found.factor < found.high < 4
+
+
+def _sample(entropy: list[float], correct: list[int]) -> Point:
+    """Rows of ten words each."""
+    return {
+        "kind": "samples",
+        "entropy": sum(entropy) / len(entropy),
+        "spelling": sum(correct) / (10 * len(correct)),
+        "each": {"entropy": entropy, "correct": correct, "words": [10] * len(correct)},
+    }
+
+
+def test_quality_at_an_entropy_is_on_the_line_between_two_settings() -> None:
+    """And nothing is said beyond the ends of the curve."""
+    curve = [_sample([2.0, 2.2], [9, 9]), _sample([2.4, 2.6], [5, 5]), _sample([2.9], [4])]
+    assert at_entropy(curve, "spelling", 2.4)[0] == pytest.approx(0.6)
+    assert at_entropy(curve, "spelling", 2.5)[0] == pytest.approx(0.5)
+    assert at_entropy(curve, "spelling", 2.05) is None
+    assert at_entropy(curve, "spelling", 2.95) is None
+
+
+def test_the_error_at_an_entropy_is_that_of_samples_drawn_again() -> None:
+    """Both ends' rows are drawn 400 times; a row's entropy and quality go together."""
+    generator = np.random.default_rng(5)
+
+    def drawn(entropy: float, rate: float) -> Point:
+        noise = generator.normal(size=100)
+        correct = np.clip(np.round(10 * rate - 1.5 * noise), 0, 10)
+        return _sample(list(entropy + 0.05 * noise), [int(value) for value in correct])
+
+    found = [
+        at_entropy([drawn(2.6, 0.7), drawn(2.8, 0.5)], "spelling", 2.72, replicates=50)
+        for _ in range(400)
+    ]
+    values, errors = np.array(found).T
+    assert values.mean() == pytest.approx(0.58, abs=0.005)
+    assert errors.mean() == pytest.approx(values.std(), rel=0.15)
+
+
+def test_settings_are_compared_at_equal_entropy_where_two_curves_come() -> None:
+    def point(temperature: float, entropy: float, correct: int, steps: int) -> Point:
+        settings = {"steps": steps, "temperature": temperature}
+        found = _sample([entropy] * 4, [correct] * 4)
+        return {**found, "sampler": "p2", "settings": settings, "nfe": float(steps)}
+
+    points = [
+        {"kind": "held-out", "entropy": 2.7, "spelling": 1.0},
+        point(1.0, 2.75, 4, 8), point(0.8, 2.65, 8, 8), point(1.0, 2.71, 6, 16),
+        point(0.9, 2.67, 8, 16), point(1.0, 2.0, 9, 32),
+    ]  # fmt: skip
+    header, rows = entropy_cells(points)
+    assert header[4:] == ["spelling at 2.700", "spelling at 2.680"]
+    assert rows == [
+        ["p2", "8 steps", "temperature", "8.0", "0.600 ± 0.000", "0.680 ± 0.000"],
+        ["p2", "16 steps", "temperature", "16.0", "0.650 ± 0.000", "0.750 ± 0.000"],
+    ]
+    assert entropy_cells(points[:3])[1] == []

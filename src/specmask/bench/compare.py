@@ -1,10 +1,10 @@
-"""Who is cheaper at equal quality, and how sure that is."""
+"""Who is cheaper at equal quality, who better at equal entropy, and how sure that is."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,11 +107,80 @@ def _resample(point: Point, quality: str, generator: np.random.Generator, shared
     count = len(each["correct" if quality == "spelling" else quality])
     source = np.random.default_rng(shared) if point["kind"] == "law" else generator
     pick = source.integers(count, size=count)
+    return {"nfe": float(np.take(each["nfe"], pick).mean()), quality: _mean(each, quality, pick)}
+
+
+def _mean(each: Mapping[str, Sequence[float]], quality: str, pick: np.ndarray) -> float:
     if quality == "spelling":  # a ratio of totals
-        value = np.take(each["correct"], pick).sum() / np.take(each["words"], pick).sum()
-    else:
-        value = np.take(each[quality], pick).mean()
-    return {"nfe": float(np.take(each["nfe"], pick).mean()), quality: float(value)}
+        words = np.take(each["words"], pick).sum()
+        return float(np.take(each["correct"], pick).sum() / words) if words else math.nan
+    return float(np.take(each[quality], pick).mean())
+
+
+_KNOBS = ("temperature", "top_p", "noise")
+
+
+def turned(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
+    """Knob, and samples that differ in it alone, two at least, by rising entropy; ours first."""
+    found: list[tuple[str, list[Point]]] = []
+    samples = [p for p in points if p["kind"] == "samples"]
+    for knob in _KNOBS:
+        groups: dict[str, list[Point]] = {}
+        for point in samples:
+            rest = {name: value for name, value in point["settings"].items() if name != knob}
+            if knob in point["settings"]:
+                groups.setdefault(f"{point['sampler']} {rest}", []).append(point)
+        for group in groups.values():
+            if len(group) > 1:
+                found.append((knob, sorted(group, key=lambda p: p["entropy"])))
+    return sorted(found, key=lambda item: item[1][0]["sampler"] != "speculative")
+
+
+def countable(point: Point, quality: str) -> bool:
+    """Whether a point has that quality, and what a bootstrap of it over its rows needs."""
+    there = ("correct" if quality == "spelling" else quality) in point.get("each", {})
+    return there and _is_number(point[quality])
+
+
+def at_entropy(
+    curve: Sequence[Point], quality: str, wanted: float, replicates: int = 1000, seed: int = 0
+) -> tuple[float, float] | None:
+    """Quality where a curve of samples has an entropy, on the line between its two neighbours.
+
+    Args:
+        curve: samples by rising entropy, as `turned` gives them. quality: key of the measure.
+        wanted: nats.
+
+    Returns:
+        The value and its standard error by a bootstrap over the rows of both neighbours (Efron,
+        1979), which counts what quality and entropy of a row have in common; None where the curve
+        does not come to that entropy.
+    """
+    pairs = [pair for pair in itertools.pairwise(curve) if _spans(pair, wanted)]
+    if not pairs:
+        return None
+    generator = np.random.default_rng(seed)
+    both = pairs[-1]
+    value = _on_the_line([(p["entropy"], p[quality]) for p in both], wanted)
+    counts = [len(p["each"]["entropy"]) for p in both]
+    again = []
+    for _ in range(replicates):
+        picks = [generator.integers(count, size=count) for count in counts]
+        ends = [
+            (_mean(p["each"], "entropy", pick), _mean(p["each"], quality, pick))
+            for p, pick in zip(both, picks, strict=True)
+        ]
+        again.append(_on_the_line(ends, wanted))
+    return value, float(np.nanstd(again))
+
+
+def _spans(pair: tuple[Point, Point], wanted: float) -> bool:
+    return bool(pair[0]["entropy"] <= wanted <= pair[1]["entropy"])
+
+
+def _on_the_line(ends: Sequence[tuple[float, float]], wanted: float) -> float:
+    (x0, y0), (x1, y1) = ends
+    return y0 + (y1 - y0) * (wanted - x0) / (x1 - x0)
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:

@@ -18,10 +18,18 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 import specmask
-from specmask.bench.compare import frontier
+from specmask.bench.compare import frontier, turned
 from specmask.bench.plot import OURS, PLAIN, nfe_axis
 from specmask.bench.run import Point
-from specmask.bench.tables import METRICS, cells, family, metric_of, table
+from specmask.bench.tables import (
+    METRICS,
+    cells,
+    entropy_cells,
+    family,
+    markdown,
+    metric_of,
+    table,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,13 +114,13 @@ def entropy(points: Sequence[Point]) -> Figure:
     """Quality against entropy: what a sampler trades of one for the other, its knob turned."""
     key = metric_of(points)
     figure, axis = plt.subplots(figsize=(7.5, 5), layout="constrained")
-    turned = _turned(points)
-    others = list(dict.fromkeys(family(curve[0]) for _, curve in turned))
+    curves = turned(points)
+    others = list(dict.fromkeys(family(curve[0]) for _, curve in curves))
     dearest: dict[str, float] = {}
-    for _, curve in turned:
+    for _, curve in curves:
         name, cost = family(curve[0]), _mean_cost(curve)
         dearest[name] = max(cost, dearest.get(name, 0.0))
-    for knob, curve in turned:
+    for knob, curve in curves:
         name, cost = family(curve[0]), _mean_cost(curve)
         axis.errorbar(
             _values(curve, "entropy"),
@@ -133,27 +141,8 @@ def entropy(points: Sequence[Point]) -> Figure:
     return figure
 
 
-_KNOBS = ("temperature", "top_p", "noise")
-
-
 def _mean_cost(points: Sequence[Point]) -> float:
     return float(sum(p["nfe"] for p in points) / len(points))
-
-
-def _turned(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
-    """Knob and samples that differ in it alone, two at least, by rising entropy; ours first."""
-    found: list[tuple[str, list[Point]]] = []
-    samples = [p for p in points if p["kind"] == "samples"]
-    for knob in _KNOBS:
-        groups: dict[str, list[Point]] = {}
-        for point in samples:
-            rest = {name: value for name, value in point["settings"].items() if name != knob}
-            if knob in point["settings"]:
-                groups.setdefault(f"{point['sampler']} {rest}", []).append(point)
-        for group in groups.values():
-            if len(group) > 1:
-                found.append((knob, sorted(group, key=lambda p: p["entropy"])))
-    return sorted(found, key=lambda item: item[1][0]["sampler"] != "speculative")
 
 
 def _entropy_axis(axis: Axes, points: Sequence[Point]) -> None:
@@ -293,7 +282,7 @@ def _drawable(points: Sequence[Point]) -> list[str]:
     there = {
         "quality": "samples" in kinds,
         "bits": "law" in kinds,
-        "entropy": bool(_turned(points)),
+        "entropy": bool(turned(points)),
         "acceptance": sampled,
         "losses": profiled,
     }
@@ -304,6 +293,10 @@ def write_report(folder: Path, points: Sequence[Point], *, page: bool = False) -
     """Write table.md and the figures into `folder`, and report.html if asked; their names."""
     made = ["table.md"]
     (folder / "table.md").write_text(table(points), encoding="utf-8")
+    header, rows = entropy_cells(points)
+    if rows:
+        made.append("equal-entropy.md")
+        (folder / "equal-entropy.md").write_text(markdown(header, rows), encoding="utf-8")
     vectors: dict[str, str] = {}
     for name in _drawable(points):
         figure = _FIGURES[name][0](points)

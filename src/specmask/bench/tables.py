@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 
+from specmask.bench.compare import at_entropy, countable, turned
 from specmask.bench.run import Point, show
 from specmask.samplers import SAMPLERS
 
@@ -74,9 +75,52 @@ _COLUMNS = {
 
 def table(points: Sequence[Point]) -> str:
     """Markdown: every sampled setting by cost, with the exact bits of those that have a law."""
-    header, rows = cells(points)
+    return markdown(*cells(points))
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def _value(found: tuple[float, float] | None) -> str:
+    return "–" if found is None else f"{found[0]:.3f} ± {found[1]:.3f}"
+
+
+_BELOW = 0.02  # nats between the columns of `entropy_cells`
+
+
+def entropy_cells(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
+    """Quality at equal entropy, of every sampler with a knob turned: a header and rows.
+
+    The entropies are that of the held-out rows and from it up and down in steps of 0.02 nats, as
+    far as two samplers come; no rows where there are no two.
+    """
+    held = [p["entropy"] for p in points if p["kind"] == "held-out"]
+    key = metric_of(points)
+    curves = [
+        (knob, curve) for knob, curve in turned(points) if all(countable(p, key) for p in curve)
+    ]
+    if not held or not curves:
+        return [], []
+    ends = [p["entropy"] for _, curve in curves for p in curve]
+    first, last = (round((end - held[0]) / _BELOW) for end in (max(ends), min(ends)))
+    found = {
+        step: [at_entropy(curve, key, held[0] + step * _BELOW) for _, curve in curves]
+        for step in range(first, last - 1, -1)
+    }
+    shared = {k: row for k, row in found.items() if sum(value is not None for value in row) > 1}
+    header = ["sampler", "settings", "turned", "NFE"]
+    header += [f"{key} at {held[0] + step * _BELOW:.3f}" for step in shared]
+    rows = []
+    for n, (knob, curve) in enumerate(curves):
+        if any(row[n] is not None for row in shared.values()):
+            told = _told(curve[0], knob)
+            cost = sum(p["nfe"] for p in curve) / len(curve)
+            values = [_value(row[n]) for row in shared.values()]
+            rows.append([curve[0]["sampler"], told, knob, f"{cost:.1f}", *values])
+    return header, rows
 
 
 def cells(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
@@ -90,12 +134,17 @@ def cells(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
         rows.append(["held-out rows", "", *(_pm(p, k, places) for k, (_, places) in shown.items())])
         rows[-1].append("–")
     for p in samples:
-        steps = f"{p['settings']['steps']} steps" if "steps" in p["settings"] else ""
-        told = ", ".join(word for word in (steps, variant(p)) if word)
         cells = [_pm(p, key, places) for key, (_, places) in shown.items()]
         law = laws.get(_key(p), {})
-        rows.append([p["sampler"], told, *cells, _pm(law, "bits", 3)])
+        rows.append([p["sampler"], _told(p), *cells, _pm(law, "bits", 3)])
     return header, rows
+
+
+def _told(point: Point, but: str = "") -> str:
+    """Steps, and what else differs from the defaults except one setting."""
+    steps = f"{point['settings']['steps']} steps" if "steps" in point["settings"] else ""
+    mine = {k: v for k, v in point["settings"].items() if k != but}
+    return ", ".join(word for word in (steps, variant({**point, "settings": mine})) if word)
 
 
 def _key(point: Point) -> str:
