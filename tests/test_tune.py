@@ -289,16 +289,18 @@ def test_tune_saves_a_default_that_sample_uses(
     out = tmp_path / "front.jsonl"
     assert command("tune", folder, "--data", data, "--nfe", 7, *QUICK, "--out", out) == 0
     said, notes = capsys.readouterr()
-    front = [json.loads(line) for line in out.read_text().splitlines()]
+    *front, metered = [json.loads(line) for line in out.read_text().splitlines()]
     (chosen,) = [point for point in front if point["chosen"]]
     assert chosen["nfe"] <= 7
+    assert metered["kind"] == "metered"
     saved = json.loads((folder / "sampler.json").read_text())
     assert saved["sampler"] == "speculative"
     assert saved["settings"] == chosen["settings"]
     for name in ("bits", "bits_se", "nfe", "nfe_se", "nfe_text", "seed", "versions"):
         assert saved[name] == chosen[name]
     assert saved["data"]["sha256"] == specmask.models.checkpoint.file_sha256(data)
-    assert saved["metered"]["samples"] == 4
+    assert saved["metered"] == metered
+    assert metered["samples"] == 4
     assert f"{chosen['bits']:.4f} ± {chosen['bits_se']:.4f} bits per token" in said
     assert f"{chosen['nfe']:.2f} ± {chosen['nfe_se']:.2f} NFE to generate" in said
     assert f"{saved['metered']['nfe']:.2f} ± {saved['metered']['nfe_se']:.2f} NFE metered" in said

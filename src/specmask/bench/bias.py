@@ -23,7 +23,7 @@ from torch import Tensor
 import specmask
 from specmask.bench.known_chain import KnownChain, all_rows, row_index
 from specmask.bench.run import Point, describe, estimate, read_points, write_points
-from specmask.bench.tables import family, variant
+from specmask.bench.tables import family, markdown, told
 from specmask.checks import whole
 from specmask.masking import ConstantWindow, CosineWindow, FullWindow
 from specmask.samplers import (
@@ -162,7 +162,7 @@ def table(points: Sequence[Point]) -> str:
     rows = [
         (
             family(point),
-            ", ".join(filter(None, (_steps(point), variant(point)))) or "–",
+            told(point) or "–",
             f"{point['trunk_passes']:.2f}",
             f"{point['verify_passes']:.2f}",
             f"{point['distance']:.4f} ± {point['distance_se']:.4f}",
@@ -170,13 +170,7 @@ def table(points: Sequence[Point]) -> str:
         )
         for point in points
     ]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
-
-
-def _steps(point: Point) -> str:
-    steps = point["settings"].get("steps")
-    return "" if steps is None else f"steps {steps}"
+    return markdown(header, rows)
 
 
 def main(args: Bias) -> None:

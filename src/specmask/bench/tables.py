@@ -116,10 +116,9 @@ def entropy_cells(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for n, (knob, curve) in enumerate(curves):
         if any(row[n] is not None for row in shared.values()):
-            told = _told(curve[0], knob)
             cost = sum(p["nfe"] for p in curve) / len(curve)
             values = [_value(row[n]) for row in shared.values()]
-            rows.append([curve[0]["sampler"], told, knob, f"{cost:.1f}", *values])
+            rows.append([curve[0]["sampler"], told(curve[0], knob), knob, f"{cost:.1f}", *values])
     return header, rows
 
 
@@ -136,11 +135,11 @@ def cells(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     for p in samples:
         cells = [_pm(p, key, places) for key, (_, places) in shown.items()]
         law = laws.get(_key(p), {})
-        rows.append([p["sampler"], _told(p), *cells, _pm(law, "bits", 3)])
+        rows.append([p["sampler"], told(p), *cells, _pm(law, "bits", 3)])
     return header, rows
 
 
-def _told(point: Point, but: str = "") -> str:
+def told(point: Point, but: str = "") -> str:
     """Steps, and what else differs from the defaults except one setting."""
     steps = f"{point['settings']['steps']} steps" if "steps" in point["settings"] else ""
     mine = {k: v for k, v in point["settings"].items() if k != but}

@@ -465,6 +465,8 @@ def check_tuning(
     nfe, error = estimate(out.nfe)
     gap = abs(nfe - tuning.point["nfe"])
     return {
+        "kind": "metered",
+        **describe(tuning.sampler, seed),
         "samples": num,
         "nfe": nfe,
         "nfe_se": error,

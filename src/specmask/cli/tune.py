@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +78,7 @@ class Tune:
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
     out: Path | None = None
-    """JSONL file for the Pareto front, a setting a line."""
+    """JSONL file for the Pareto front, a setting a line; last what the samples of --check took."""
     overwrite: bool = False
     """Replace an existing --out, at the end: a run that is interrupted leaves it as it was."""
     no_save: bool = False
@@ -123,18 +124,20 @@ def run_tune(args: Tune) -> None:
         f"{tuning.settings:,} settings on {len(data.tokens)} rows of {args.data} and "
         f"{tuning.point['own_rows']} of the model's own, {time.perf_counter() - began:.0f} s"
     )
-    if args.out is not None:
-        with rows_file(args.out) as file:
-            file.writelines(map(json_line, tuning.points))
-    _print_front(tuning)
-    _print_choice(tuning.point)
     measured = None
-    if args.check:
-        with console.status("sampling with it"):
-            measured = check_tuning(
-                model, tuning, data.lengths, args.check, args.seed, args.batch_size
-            )
-        _print_check(measured)
+    with nullcontext() if args.out is None else rows_file(args.out) as file:
+        if file is not None:
+            file.writelines(map(json_line, tuning.points))
+        _print_front(tuning)
+        _print_choice(tuning.point)
+        if args.check:
+            with console.status("sampling with it"):
+                measured = check_tuning(
+                    model, tuning, data.lengths, args.check, args.seed, args.batch_size
+                )
+            _print_check(measured)
+            if file is not None:
+                file.write(json_line(measured))
     if saves:
         path = write_sampler(
             Path(args.model),
