@@ -315,6 +315,9 @@ def test_tempering_is_checked(name: str, settings: dict[str, float], expected: s
         (lambda: ReMDM(alpha_on=1.0), "alpha_on=1.0"),
         (lambda: PathPlanning(eta=-0.5), "eta=-0.5"),
         (lambda: PathPlanning(steps=0), "steps=0"),
+        (lambda: PathPlanning(planner="m"), "planner='m': expected None or a model"),  # type: ignore[arg-type]
+        (lambda: Star(score="learned", error_head=2), "error_head=2: expected None or an"),  # type: ignore[arg-type]
+        (lambda: LearnedPolicy(policy="f"), "policy='f': expected an UnmaskingPolicy"),  # type: ignore[arg-type]
         (lambda: RunningConfidence(schedule="cosin"), "Did you mean 'cosine'"),  # type: ignore[arg-type]
         (lambda: Optimal(steps=0), "steps=0"),
         (lambda: Optimal(profile=(1.0, float("nan"))), "profile: expected a tuple of finite"),

@@ -61,6 +61,12 @@ def optional_package(name: str, who: str, extra: str | None = "pretrained") -> A
         raise UserError(f"{who} the package {package}: pip install {install}") from None
 
 
+def optional(name: str, value: Any, kind: type, way: str) -> None:
+    """Raise UserError for a value that is neither None nor of a kind; `way` says how to get one."""
+    if value is not None and not isinstance(value, kind):
+        raise UserError(f"{name}={value!r}: expected {way}")
+
+
 def whole_numbers(
     name: str,
     values: Iterable[int] | Tensor,

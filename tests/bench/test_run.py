@@ -19,7 +19,7 @@ from specmask.metrics.ngrams import distinct_ngrams
 from specmask.metrics.proteins import composition
 from specmask.metrics.spelling import spelling_accuracy
 from specmask.models.hybrid import HybridConfig, HybridTransformer
-from specmask.samplers import Sampler
+from specmask.samplers import Sampler, make_sampler
 from specmask.training.loop import versions
 
 LENGTH = 16
@@ -233,3 +233,13 @@ def test_a_file_holds_json_alone(tmp_path: Path, model: specmask.Model) -> None:
 def test_the_name_of_every_sampler() -> None:
     for name, kind in specmask.SAMPLERS.items():
         assert run.sampler_name(kind()) == name
+
+
+@pytest.mark.parametrize("name", [name for name in specmask.SAMPLERS if name != "policy"])
+def test_settings_in_a_file_make_the_sampler_again(name: str, tmp_path: Path) -> None:
+    """`policy` is nothing without its guide, of which a file has the name alone."""
+    kind = specmask.SAMPLERS[name]
+    sampler = kind(4, (3.0, 2.0, 1.0, 0.5)) if kind is specmask.Optimal else kind()
+    run.write_points(tmp_path / "file", [run.describe(sampler, 0)])
+    (point,) = run.read_points(tmp_path / "file")
+    assert make_sampler(point["sampler"], point["settings"]) == sampler

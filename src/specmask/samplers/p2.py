@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specmask.categorical import check_tempering
-from specmask.checks import whole
+from specmask.checks import optional, whole
 from specmask.errors import UserError, unknown
 from specmask.masking import SCHEDULES, Law, Schedule, schedule_levels
 from specmask.models.checkpoint import Model
@@ -61,6 +61,7 @@ class PathPlanning:
     def __post_init__(self) -> None:
         whole("steps", self.steps, 1)
         check_number("eta", self.eta, 0)
+        optional("planner", self.planner, Model, "None or a model, from specmask.load")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
         check_tempering(self.temperature, self.top_p)

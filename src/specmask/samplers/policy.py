@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from specmask.categorical import Purpose, check_tempering
-from specmask.checks import whole
+from specmask.checks import optional, whole
 from specmask.errors import UserError
 from specmask.masking import Law
 from specmask.models.guides import UnmaskingPolicy
@@ -56,6 +56,8 @@ class LearnedPolicy:
     verifies: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        way = "an UnmaskingPolicy, from specmask.training.policy.train_policy"
+        optional("policy", self.policy, UnmaskingPolicy, way)
         check_number("scale", self.scale, 1e-6)
         whole("block", self.block, 0)
         check_tempering(self.temperature, self.top_p)

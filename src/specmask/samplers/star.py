@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from specmask.categorical import Purpose, check_tempering
-from specmask.checks import whole
+from specmask.checks import optional, whole
 from specmask.errors import UserError, unknown
 from specmask.masking import SCHEDULES, Law, Schedule, schedule_levels
 from specmask.models.guides import ErrorHead, hidden_width
@@ -77,6 +77,8 @@ class Star:
         check_number("start", self.start, 0, 1)
         if self.score not in ("random", "confidence", "learned"):
             raise unknown("score", self.score, ("random", "confidence", "learned"))
+        way = "None or an ErrorHead, from specmask error-head"
+        optional("error_head", self.error_head, ErrorHead, way)
         if (self.score == "learned") != (self.error_head is not None):
             raise UserError(
                 f"score={self.score!r} {'with' if self.error_head else 'without'} an error_head: "

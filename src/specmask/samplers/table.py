@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from specmask.errors import UserError, unknown
@@ -60,6 +61,9 @@ WORDS: dict[str, Callable[[str], Any]] = {
 def make_sampler(name: str, settings: Mapping[str, Any]) -> Sampler:
     """A sampler from words, e.g. "speculative" and {"window": "cosine:0.05", "rounds": 2}.
 
+    What is no word stands for itself, so that the settings of a results file make the sampler
+    again, except one with a guide of its own.
+
     Raises:
         UserError: unknown name or setting; a value out of range.
     """
@@ -69,9 +73,9 @@ def make_sampler(name: str, settings: Mapping[str, Any]) -> Sampler:
     for setting in settings:
         if setting not in own:
             raise unknown(f"setting of {name}", setting, own)
-    values = dict(settings)
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
     for setting, parse in WORDS.items():
-        if setting in values:
+        if isinstance(values.get(setting), str | Path):
             values[setting] = parse(str(values[setting]))
     try:
         return SAMPLERS[name](**values)
