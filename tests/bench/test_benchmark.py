@@ -210,6 +210,29 @@ def test_the_default_grid_is_tuned_first(folder: Path, data: Path, tmp_path: Pat
     assert list(optimal["settings"]["profile"]) == profile["draft"]
 
 
+def test_optimal_cuts_of_a_grid_are_the_models_own(
+    folder: Path, data: Path, tmp_path: Path
+) -> None:
+    """Where the grid names a profile it is that one."""
+    (tmp_path / "mine.json").write_text(json.dumps([1.0, 0.5]))
+    (tmp_path / "grid.toml").write_text(
+        f"[optimal]\nsteps = 3\nprofile = ['{tmp_path / 'mine.json'}']\n"
+    )
+    for name in ("mine", "own"):
+        assert bench(folder, data, tmp_path / name, "--grid", tmp_path / "grid.toml") == 0
+        (tmp_path / "grid.toml").write_text("[optimal]\nsteps = 3\n")
+    profiles = {}
+    for name in ("mine", "own"):
+        points = read_points(tmp_path / name / "results.jsonl")
+        found = [p["settings"]["profile"] for p in points if p["kind"] in ("law", "samples")]
+        (measured,) = (p["draft"] for p in points if p["kind"] == "profile")
+        assert found[0] == found[1]
+        profiles[name] = (found[0], measured)
+    assert profiles["mine"][0] == [1.0, 0.5]
+    assert profiles["own"][0] == profiles["own"][1]
+    assert len(profiles["own"][0]) == LENGTH
+
+
 def test_sequences_of_many_lengths_are_measured(tmp_path: Path) -> None:
     network = tiny_network(vocab_size=20, length=LENGTH, dtype=torch.float32)
     symbols = "ACDEFGHIKLMNPQRSTVWY"

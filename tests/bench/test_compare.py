@@ -9,7 +9,7 @@ import pytest
 
 from specmask.bench.compare import Factor, at_entropy, cost_at, factors_at_equal, frontier
 from specmask.bench.run import Point
-from specmask.bench.tables import entropy_cells
+from specmask.bench.tables import entropy_cells, law_cells
 
 
 def points(*pairs: tuple[float, float]) -> list[Point]:
@@ -211,3 +211,28 @@ def test_settings_are_compared_at_equal_entropy_where_two_curves_come() -> None:
         ["p2", "16 steps", "temperature", "16.0", "0.650 ± 0.000", "0.750 ± 0.000"],
     ]
     assert entropy_cells(points[:3])[1] == []
+
+
+def test_plain_laws_are_compared_row_by_row_with_the_optimal_cuts() -> None:
+    """Rows that differ by a bit each, laws by a hundredth: no error but that of the hundredth."""
+
+    def law(sampler: str, bits: list[float], steps: int = 4, plain: bool = True) -> Point:
+        mean = float(np.mean(bits))
+        return {
+            "kind": "law", "sampler": sampler, "settings": {"steps": steps}, "plain": plain,
+            "nfe": float(steps), "bits": mean, "bits_se": 0.5, "each": {"bits": bits},
+        }  # fmt: skip
+
+    header, rows = law_cells(
+        [
+            law("optimal", [1.0, 2.0, 3.0]),
+            law("ancestral", [1.02, 2.01, 3.03]),
+            law("ancestral", [1.0, 2.0, 3.0], steps=8),
+            law("any_order", [1.0, 2.0, 3.0], plain=False),
+        ]
+    )
+    assert header[-1] == "more than optimal"
+    error = np.std([0.02, 0.01, 0.03], ddof=1) / math.sqrt(3)
+    told = {(row[0], row[1]): row[-1] for row in rows}
+    assert told.pop(("ancestral", "4 steps")) == f"+0.0200 ± {error:.4f}"
+    assert set(told.values()) == {"–"}

@@ -36,7 +36,7 @@ from specmask.samplers.driver import decode_rows
 from specmask.training.loop import versions
 
 _PLAIN_STEPS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-_PROFILE_ROWS = 8
+_PROFILE_ROWS = 32
 _TUNED = ("window", "rounds", "first")
 
 
@@ -237,9 +237,13 @@ def _tuned(model: Model, benchmark: Benchmark, watch: Watch) -> list[Point]:
 
 
 def _chosen(model: Model, benchmark: Benchmark, results: Results) -> list[Sampler]:
-    if benchmark.grid is not None:
-        return named(benchmark.grid, benchmark.names)
     (profile,) = results.find("profile")
+    if benchmark.grid is not None:  # where it names no profile it means the model's own
+        own = tuple(profile["draft"])
+        return [
+            replace(one, profile=one.profile or own) if isinstance(one, Optimal) else one
+            for one in named(benchmark.grid, benchmark.names)
+        ]
     tuned = _at_targets(results.find("tuning"), benchmark.targets)
     length = int(benchmark.scored.lengths.max())
     return named(

@@ -26,6 +26,7 @@ from specmask.bench.tables import (
     cells,
     entropy_cells,
     family,
+    law_cells,
     markdown,
     metric_of,
     table,
@@ -293,10 +294,13 @@ def write_report(folder: Path, points: Sequence[Point], *, page: bool = False) -
     """Write table.md and the figures into `folder`, and report.html if asked; their names."""
     made = ["table.md"]
     (folder / "table.md").write_text(table(points), encoding="utf-8")
-    header, rows = entropy_cells(points)
-    if rows:
-        made.append("equal-entropy.md")
-        (folder / "equal-entropy.md").write_text(markdown(header, rows), encoding="utf-8")
+    for name, (header, rows) in {
+        "equal-entropy.md": entropy_cells(points),
+        "laws.md": law_cells(points),
+    }.items():
+        if rows:
+            made.append(name)
+            (folder / name).write_text(markdown(header, rows), encoding="utf-8")
     vectors: dict[str, str] = {}
     for name in _drawable(points):
         figure = _FIGURES[name][0](points)

@@ -244,7 +244,7 @@ def law_points(
             lengths=sizes[part],
             temperature=laws[0].temperature,
             top_p=laws[0].top_p,
-            target=has_head(model.network),
+            target=has_head(model.network) and not all(isinstance(x, GroupLaw) for x in laws),
             best=any(getattr(law, "stop", 0) > 0 for law in laws),
             batch_size=batch_size,
             progress=None if progress is None else _after(done, total, progress),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -137,6 +138,38 @@ def cells(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
         law = laws.get(_key(p), {})
         rows.append([p["sampler"], told(p), *cells, _pm(law, "bits", 3)])
     return header, rows
+
+
+def law_cells(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
+    """Every exact law by cost: a header and rows.
+
+    The last column is what a plain law of as many steps loses against `optimal`, the mean and
+    standard error of the differences row by row, since rows differ more than laws do.
+    """
+    header = ["sampler", "settings", "NFE", "exact bits", "more than optimal"]
+    laws = sorted((p for p in points if p["kind"] == "law"), key=lambda p: p["nfe"])
+    laws = [p for p in laws if p.get("bits") is not None]
+    best = {_as_plain(p): p for p in laws if p["sampler"] == "optimal"}
+    rows = []
+    for p in laws:
+        same = best.get(_as_plain(p))
+        more = "–" if same is None or same is p else _difference(p, same)
+        rows.append([p["sampler"], told(p), _pm(p, "nfe", 1), _pm(p, "bits", 4), more])
+    return header, rows
+
+
+def _as_plain(point: Point) -> tuple[object, ...]:
+    settings = point["settings"]
+    keys = ("steps", "temperature", "top_p")
+    return (point["plain"] or point["sampler"], *(settings.get(key) for key in keys))
+
+
+def _difference(point: Point, other: Point) -> str:
+    """Of bits, row by row."""
+    pairs = zip(point["each"]["bits"], other["each"]["bits"], strict=True)
+    gaps = [a - b for a, b in pairs]
+    error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
+    return f"{statistics.fmean(gaps):+.4f} ± {error:.4f}"
 
 
 def told(point: Point, but: str = "") -> str:
