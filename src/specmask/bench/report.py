@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -174,16 +175,14 @@ def bits(points: Sequence[Point]) -> Figure:
     figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
     curves = _curves([p for p in laws if p.get("bits") is not None])
     others = [name for name in curves if not name.startswith(("spec", "anc", "opt"))]
+    shapes = itertools.cycle("Ds^vPX")
     for name, curve in curves.items():
         best = frontier(curve, "bits", -1)
-        axis.plot(
-            [p["nfe"] for p in best],
-            [p["bits"] for p in best],
-            marker="o",
-            markersize=3,
-            label=name,
-            **_style(name, others),
-        )
+        style: dict[str, Any] = {"marker": "o", "markersize": 3} | _style(name, others)
+        if len(curve) == 1:  # a point that lies on others stays seen
+            style |= {"marker": next(shapes), "markersize": 8, "fillstyle": "none"}
+            style |= {"linestyle": "none", "zorder": 6}
+        axis.plot([p["nfe"] for p in best], [p["bits"] for p in best], label=name, **style)
     axis.set_title("exact bits per token on held-out rows", fontsize=10)
     nfe_axis(axis)
     axis.legend(frameon=False, fontsize=8)
