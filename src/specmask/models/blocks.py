@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from specmask.models.linear import Linear
+
 
 def rotary_angles(positions: Tensor, pairs: int) -> Tensor:
     """(..., K) positions → (..., K, pairs) angles, geometric frequencies from 1 to 1/10000."""
@@ -48,12 +50,12 @@ class Block(nn.Module):
         self.heads = heads
         self.dropout = nn.Dropout(dropout)  # of what a branch adds to the residual stream
         self.attention_norm = RMSNorm(width, eps=1e-6)
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.attention_out = nn.Linear(width, width, bias=False)
+        self.query = Linear(width, width, bias=False)
+        self.key_value = Linear(width, 2 * width, bias=False)
+        self.attention_out = Linear(width, width, bias=False)
         self.mlp_norm = RMSNorm(width, eps=1e-6)
-        self.mlp_in = nn.Linear(width, 2 * hidden, bias=False)
-        self.mlp_out = nn.Linear(hidden, width, bias=False)
+        self.mlp_in = Linear(width, 2 * hidden, bias=False)
+        self.mlp_out = Linear(hidden, width, bias=False)
 
     def keys_values(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, C) → keys, already turned, and values, each (B, H, K, C/H)."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from specmask.models.blocks import (
     rotary_angles,
     unit,
 )
+from specmask.models.linear import Linear, PackedWeight
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,10 @@ class Trunk(nn.Module):
         )
         self.norm = RMSNorm(config.width, eps=1e-6)
         self.unembed = (
-            None
-            if config.tie_embeddings
-            else nn.Linear(config.width, config.vocab_size, bias=False)
+            None if config.tie_embeddings else Linear(config.width, config.vocab_size, bias=False)
         )
         self.vocab_size = config.vocab_size
+        self._unembedding = PackedWeight()  # of tied embeddings
 
     def forward(
         self, tokens: Int64[Tensor, "rows length"], lengths: Int64[Tensor, "rows"] | None = None
@@ -141,7 +140,7 @@ class Trunk(nn.Module):
         """Normalised (..., C) → (..., V) logits. The mask has no logit, so it is never drawn."""
         if self.unembed is not None:
             return self.unembed(normed)
-        return F.linear(normed, self.embed.weight[: self.vocab_size])
+        return self._unembedding.linear(normed, self.embed.weight[: self.vocab_size])
 
 
 @dataclass(frozen=True)
@@ -177,9 +176,9 @@ class Head(nn.Module):
         super().__init__()
         self.pairs = width // heads // 4
         self.start = nn.Parameter(torch.zeros(2 * width))
-        self.combine = nn.Linear(3 * width, width, bias=False)
+        self.combine = Linear(3 * width, width, bias=False)
         self.blocks = Blocks(layers, width, heads, hidden, dropout)
-        self.out = nn.Linear(width, width, bias=False)
+        self.out = Linear(width, width, bias=False)
         # A pretrained trunk's prediction head begins with norms of its own.
         self.norm = RMSNorm(width, eps=1e-6) if norm else nn.Identity()
         self.residual = residual

@@ -1,0 +1,96 @@
+"""docs/choose-a-sampler.md says what the results files say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from specmask.bench import seconds
+from specmask.bench.run import Point, read_points
+from specmask.bench.tables import entropy_cells, law_cells, markdown, table
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "choose-a-sampler.md"
+CHOOSER = DOCS / "chooser"
+
+Row = dict[str, str]
+
+
+def points(folder: str) -> list[Point]:
+    return read_points(CHOOSER / folder / "results.jsonl")
+
+
+def rows_of(text: str) -> Iterator[Row]:
+    """Every row of every Markdown table, by its headers; blank cells are left out."""
+    header: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            header = []
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not header:
+            header = cells
+        elif set(line) - set("|-"):
+            yield {name: cell for name, cell in zip(header, cells, strict=True) if cell}
+
+
+GENERATED = sorted(CHOOSER.rglob("*.md"))
+
+
+@pytest.mark.parametrize("folder", [".", "entropy", "cuts"])
+def test_the_tables_are_those_of_the_results(folder: str) -> None:
+    found = points(folder)
+    made = {"table.md": table(found), "laws.md": markdown(*law_cells(found))}
+    header, rows = entropy_cells(found)
+    if rows:
+        made["equal-entropy.md"] = markdown(header, rows)
+    for name, text in made.items():
+        assert (CHOOSER / folder / name).read_text(encoding="utf-8") == text
+
+
+def test_the_seconds_are_those_of_the_results() -> None:
+    text = seconds.table(read_points(CHOOSER / "seconds.jsonl"))
+    assert (CHOOSER / "seconds.md").read_text(encoding="utf-8") == text
+
+
+def test_every_measured_row_of_the_page_is_in_a_table() -> None:
+    """A row of the page with a column NFE has the same cells as one of the generated tables."""
+    measured = [row for file in GENERATED for row in rows_of(file.read_text(encoding="utf-8"))]
+    quoted = [row for row in rows_of(PAGE.read_text(encoding="utf-8")) if "NFE" in row]
+    assert len(quoted) > 10
+    for row in quoted:
+        assert any(row.items() <= other.items() for other in measured), row
+
+
+def test_every_figure_of_the_prose_is_in_a_table() -> None:
+    """Numbers with two decimals or more, as they stand there; settings in `code` aside."""
+    tables = " ".join(file.read_text(encoding="utf-8") for file in GENERATED)
+    prose = re.sub(r"^\|.*$|`[^`]*`|```.*?```", "", PAGE.read_text("utf-8"), flags=re.M | re.S)
+    figures = re.findall(r"(?<![\d.])\d+\.\d{2,}", prose)
+    assert len(figures) > 5
+    for figure in figures:
+        assert re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", tables), figure
+
+
+def test_every_setting_of_the_benchmark_has_its_samples_and_its_targets() -> None:
+    """256 samples or more at each, and of every sampler that needs no guide."""
+    sampled = [p for p in points(".") if p["kind"] == "samples"]
+    assert min(p["num"] for p in sampled) >= 256
+    guided = {"policy"}
+    from specmask.samplers import SAMPLERS
+
+    assert {p["sampler"] for p in sampled} >= set(SAMPLERS) - guided
+
+
+def test_the_optimal_cuts_lose_nothing_against_a_schedule() -> None:
+    """On as many rows as the file has: no schedule of as many passes has fewer bits, beyond two
+    standard errors of the difference row by row."""
+    _, rows = law_cells(points("cuts"))
+    gaps = [cell[-1] for cell in rows if cell[-1] != "–"]
+    assert len(gaps) >= 8
+    for gap in gaps:
+        value, error = map(float, gap.split(" ± "))
+        assert value > -2 * error
