@@ -147,8 +147,9 @@ def law_cells(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     standard error of the differences row by row, since rows differ more than laws do.
     """
     header = ["sampler", "settings", "NFE", "exact bits", "more than optimal"]
-    laws = sorted((p for p in points if p["kind"] == "law"), key=lambda p: p["nfe"])
-    laws = [p for p in laws if p.get("bits") is not None]
+    # a law without value, as of a draft that cannot draw what the rows hold, has no cost either
+    told_laws = [p for p in points if p["kind"] == "law" and p["bits"] is not None]
+    laws = sorted(told_laws, key=lambda p: p["nfe"])
     best = {_as_plain(p): p for p in laws if p["sampler"] == "optimal"}
     rows = []
     for p in laws:
