@@ -118,6 +118,8 @@ def _mean(each: Mapping[str, Sequence[float]], quality: str, pick: np.ndarray) -
 
 
 _KNOBS = ("temperature", "top_p", "noise")
+_NEIGHBOURS = 0.1
+"""Nats between two settings the line between which is still believed."""
 
 
 def turned(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
@@ -154,7 +156,8 @@ def at_entropy(
     Returns:
         The value and its standard error by a bootstrap over the rows of both neighbours (Efron,
         1979), which counts what quality and entropy of a row have in common; None where the curve
-        does not come to that entropy.
+        does not come to that entropy, or has no two settings within 0.1 nats around it: quality is
+        no straight line over more than that.
     """
     pairs = [pair for pair in itertools.pairwise(curve) if _spans(pair, wanted)]
     if not pairs:
@@ -175,7 +178,8 @@ def at_entropy(
 
 
 def _spans(pair: tuple[Point, Point], wanted: float) -> bool:
-    return bool(pair[0]["entropy"] <= wanted <= pair[1]["entropy"])
+    low, high = pair[0]["entropy"], pair[1]["entropy"]
+    return bool(low <= wanted <= high <= low + _NEIGHBOURS)
 
 
 def _on_the_line(ends: Sequence[tuple[float, float]], wanted: float) -> float:
