@@ -118,7 +118,7 @@ def _mean(each: Mapping[str, Sequence[float]], quality: str, pick: np.ndarray) -
 
 
 _KNOBS = ("temperature", "top_p", "noise")
-_NEIGHBOURS = 0.1
+_NEIGHBOURS = 0.15
 """Nats between two settings the line between which is still believed."""
 
 
@@ -156,7 +156,7 @@ def at_entropy(
     Returns:
         The value and its standard error by a bootstrap over the rows of both neighbours (Efron,
         1979), which counts what quality and entropy of a row have in common; None where the curve
-        does not come to that entropy, or has no two settings within 0.1 nats around it: quality is
+        does not come to that entropy, or has no two settings within 0.15 nats around it: quality is
         no straight line over more than that.
     """
     pairs = [pair for pair in itertools.pairwise(curve) if _spans(pair, wanted)]
