@@ -49,6 +49,7 @@ from specmask import (
     UserError,
 )
 from specmask.masking import fixed_cuts, schedule_levels, window_ends
+from specmask.models import protocol
 from specmask.models.guides import ErrorHead, ErrorHeadConfig, PolicyConfig, UnmaskingPolicy
 from specmask.models.protocol import Meter
 from specmask.samplers.base import Canvas, Uniforms
@@ -569,7 +570,7 @@ def test_a_stop_reveals_less_a_pass_and_always_a_rank() -> None:
 def test_blocks_of_ranks_change_nothing(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Probabilities formed for three ranks at a time: the same samples."""
     whole = draw(case, num=4)
-    monkeypatch.setattr("specmask.samplers.base._BLOCK", 4 * VOCAB * 3)
+    monkeypatch.setitem(protocol._BLOCK, "cpu", 4 * VOCAB * 3)
     parts = draw(case, num=4)
     for k in range(4):
         assert_same_row(whole, k, parts, k)

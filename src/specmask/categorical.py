@@ -123,6 +123,15 @@ def log_probabilities(
     return log_p
 
 
+def probabilities(
+    logits: Tensor, temperature: float = 1.0, top_p: float = 1.0
+) -> Float64[Tensor, "*batch vocab"]:
+    """`log_probabilities`, not in logs, for one exponential a symbol."""
+    if temperature == 1 and top_p == 1:
+        return torch.softmax(logits, dim=-1, dtype=torch.float64)
+    return log_probabilities(logits, temperature, top_p).exp()
+
+
 def draw(
     probabilities: Float64[Tensor, "*batch vocab"], uniforms: Float64[Tensor, "*batch"]
 ) -> Int64[Tensor, "*batch"]:

@@ -40,6 +40,7 @@ from specmask.masking import (
     Window,
     window_ends,
 )
+from specmask.models import protocol
 from specmask.models.checkpoint import Model
 from specmask.models.protocol import Verifier, has_head
 from specmask.samplers import Speculative
@@ -265,11 +266,11 @@ def measure_passes(
     for _ in range(1 + repeats):
         began = _now(device)
         hidden = network.trunk(tokens, lengths)
-        logits = network.draft_logits(hidden, window)
+        logits = protocol.draft_logits(network, hidden, window)
         drafts, _ = draw_tokens(logits, uniforms, temperature, 1.0)
         prefix = network.prefix(hidden, tokens, order, revealed)
         drafted = _now(device)
-        target = network.verify(prefix, window, ranked)
+        target = protocol.verify(network, prefix, window, ranked)
         score_tokens(target, drafts, temperature, 1.0)
         times.append((drafted - began, _now(device) - drafted))
     trunk, verify = torch.tensor(times[1:], dtype=torch.float64).median(0).values.tolist()

@@ -320,9 +320,13 @@ class DraftNetwork(nn.Module):
         """(..., C) normalised features → (..., V) logits."""
         return self.trunk.symbols(features)
 
+    def draft_features(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """(B, L, C), (B, K) → (B, K, C), which `logits` unembeds."""
+        return self.trunk.norm(_gather(hidden, positions))
+
     def draft_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """(B, L, C), (B, K) → (B, K, V): unembedding at the asked positions only."""
-        return self.logits(self.trunk.norm(_gather(hidden, positions)))
+        return self.logits(self.draft_features(hidden, positions))
 
 
 class HybridNetwork(DraftNetwork):
@@ -390,6 +394,17 @@ class HybridNetwork(DraftNetwork):
             self._run(prefix, ranks, tokens.gather(1, order), keys_only=True)
         return prefix
 
+    def target_features(
+        self,
+        prefix: HybridPrefix,
+        ranks: Int64[Tensor, "rows ranks"],
+        drafts: Int64[Tensor, "rows length"],
+    ) -> Float[Tensor, "rows ranks width"]:
+        """What `logits` unembeds, of the window's tracks alone; see `Verifier.verify`."""
+        x = self._run(prefix, ranks, drafts)
+        here = _gather(prefix.hidden, ranks.clamp(max=drafts.shape[1] - 1))
+        return self.head.predict(x, here)
+
     def verify(
         self,
         prefix: HybridPrefix,
@@ -397,9 +412,7 @@ class HybridNetwork(DraftNetwork):
         drafts: Int64[Tensor, "rows length"],
     ) -> Float[Tensor, "rows ranks vocab"]:
         """Target logits of the window's tracks alone; see `Verifier.verify`."""
-        x = self._run(prefix, ranks, drafts)
-        here = _gather(prefix.hidden, ranks.clamp(max=drafts.shape[1] - 1))
-        return self.logits(self.head.predict(x, here))
+        return self.logits(self.target_features(prefix, ranks, drafts))
 
     def _run(
         self, prefix: HybridPrefix, ranks: Tensor, drafts: Tensor, keys_only: bool = False

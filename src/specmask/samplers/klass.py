@@ -19,7 +19,6 @@ from specmask.samplers.base import (
     State,
     StepInfo,
     Uniforms,
-    blocks,
     check_number,
     initial_state,
     no_law,
@@ -119,9 +118,13 @@ def _remember(state: KlassState, drafts: Drafts) -> KlassState:
     vocab = drafts.logits.shape[-1]
     first = state.log_p.shape[1] == 0
     row = torch.arange(rows, device=state.rows.device)[:, None]
-    memory = drafts.logits.new_zeros(rows, length, vocab) if first else state.log_p.clone()
+    memory = (
+        torch.zeros(rows, length, vocab, dtype=drafts.logits.dtype, device=drafts.logits.device)
+        if first
+        else state.log_p.clone()
+    )
     moved = torch.full((rows, length), torch.inf, dtype=torch.float64, device=state.rows.device)
-    for k in blocks(*drafts.logits.shape):
+    for k in drafts.logits.blocks():
         log_p = log_probabilities(drafts.logits[:, k])
         mine = row.expand_as(drafts.positions[:, k])[drafts.inside[:, k]]
         places = drafts.positions[:, k][drafts.inside[:, k]]

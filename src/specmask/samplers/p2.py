@@ -13,7 +13,7 @@ from specmask.checks import optional, whole
 from specmask.errors import UserError, unknown
 from specmask.masking import SCHEDULES, Law, Schedule, schedule_levels
 from specmask.models.checkpoint import Model
-from specmask.models.protocol import Denoiser, Meter
+from specmask.models.protocol import Denoiser, Meter, draft_logits
 from specmask.samplers.base import (
     Canvas,
     State,
@@ -116,5 +116,5 @@ class PathPlanning:
         assert self.planner is not None
         network = self.planner.network
         model.charge(network.trunk_layers)
-        logits = network.draft_logits(network.trunk(tokens, state.lengths), positions)
+        logits = draft_logits(network, network.trunk(tokens, state.lengths), positions)
         return score_tokens(logits, tokens.gather(1, positions), 1.0, 1.0)
