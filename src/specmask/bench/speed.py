@@ -7,10 +7,13 @@ all of them; what is told are medians of ratios within a round, and their range.
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +22,7 @@ from torch import Tensor
 
 import specmask
 from specmask.bench.run import Point, settings_of
+from specmask.errors import UserError
 from specmask.masking import ConstantWindow, CosineWindow, FullWindow, LinearWindow
 from specmask.models.checkpoint import Model
 from specmask.models.hybrid import HybridConfig, HybridNetwork, HybridTransformer
@@ -60,19 +64,31 @@ class Case:
 
 
 def gpt2_network(
-    width: int = 768, layers: int = 12, length: int = 1024, vocab_size: int = 50257, seed: int = 0
+    width: int = 768,
+    layers: int = 12,
+    length: int = 1024,
+    vocab_size: int = 50257,
+    seed: int = 0,
+    heads: int = 12,
 ) -> HybridTransformer:
     """A network of GPT-2's sizes with random weights, and drafts that are sometimes rejected."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = HybridTransformer(
-            HybridConfig(vocab_size, length, width, max(1, width // 64), trunk_layers=layers - 1)
+            HybridConfig(vocab_size, length, width, heads, trunk_layers=layers - 1)
         )
         # At initialisation the target is the draft; this is a head that has learned something.
         torch.nn.init.normal_(network.head.out.weight, std=0.5 * width**-0.5)
-        network.head.norm.weight.data.mul_(4.0)  # type: ignore[union-attr,operator]
-        network.trunk.norm.weight.data.mul_(4.0)  # type: ignore[union-attr,operator]
+        for norm in (network.trunk.norm, network.head.norm):
+            torch.nn.init.constant_(norm.get_parameter("weight"), 4.0)
     return network.eval()
+
+
+def like(model: Model, vocab_size: int, seed: int = 0) -> HybridTransformer:
+    """A network of a model's sizes with random weights and another vocabulary."""
+    config: Any = model.network.config  # type: ignore[attr-defined]
+    layers = config.trunk_layers + config.head_layers
+    return gpt2_network(config.width, layers, config.length, vocab_size, seed, config.heads)
 
 
 def small_cases(scale: str, length: int, batches: Sequence[int]) -> list[Case]:
@@ -274,6 +290,7 @@ class TimedNetwork:
             for name in names:
                 setattr(self, name, clock.wrap(part, getattr(network, name)))
         self.draft_logits, self.verify = network.draft_logits, network.verify
+        self.parameters = network.parameters  # they say where it is
 
 
 def parts(model: Model, case: Case, seed: int = 0) -> dict[str, float]:
@@ -282,24 +299,9 @@ def parts(model: Model, case: Case, seed: int = 0) -> dict[str, float]:
     assert isinstance(model.network, HybridNetwork)
     network: Any = TimedNetwork(model.network, clock)
     with _timed_draws(clock):
-        whole = ours(_with(model, network), case, seed).seconds
+        whole = ours(Model(network), case, seed).seconds
     spent = {part: clock.seconds.get(part, 0.0) for part in PARTS[:-1]}
     return {**spent, "bookkeeping": whole - sum(spent.values())}
-
-
-def _with(model: Model, network: Any) -> Model:
-    return _OnDevice(network, model.tokenizer, model.name, None, model.device)
-
-
-@dataclass(frozen=True)
-class _OnDevice(Model):
-    """A model whose network does not say where it is."""
-
-    where: torch.device = torch.device("cpu")
-
-    @property
-    def device(self) -> torch.device:
-        return self.where
 
 
 @contextmanager
@@ -367,7 +369,8 @@ def half_finished(model: Model, batch: int, length: int, rounds: int, seed: int 
     empty = torch.full((batch, length), model.network.mask_id)
     early = empty.clone()
     early[::2, : length - length // 16] = 0
-    whole, half = [], []
+    whole: list[float] = []
+    half: list[float] = []
     for turn in range(1 + rounds):
         for canvas, seconds in ((empty, whole), (early, half)):
             began = now(model.device)
@@ -404,6 +407,38 @@ def later_rounds(model: Model, batch: int, length: int, width: int, rounds: int)
             full.append(now(device) - middle)
     about = {"batch": batch, "length": length, "width": width}
     return {"kind": "later round", **about, "seconds": {"window": later, "row": full}}
+
+
+_PEAK = """
+import sys, torch
+from specmask import Speculative, wrap
+from specmask.bench.speed import Case, gpt2_network, ours
+from specmask.masking import {window}
+
+def peak():  # getrusage would count what the parent held when it forked
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if "VmHWM" in line)
+
+model = wrap(gpt2_network())
+window = {window}({step})
+before = peak()
+timed = ours(model, Case("gpt2", {batch}, 1024, Speculative(window, rounds=2), 0.5, 2, 50257))
+print((peak() - before) / 1e6, timed.tokens)
+"""
+
+
+def peak_memory(batch: int, window: str = "CosineWindow", step: str = "0.05") -> Point:
+    """GB over the weights, at the peak of two passes at GPT-2's sizes, in a process of its own.
+
+    Raises:
+        UserError: the system tells no peak (/proc/self/status).
+    """
+    if not Path("/proc/self/status").exists():
+        raise UserError("peak memory is read from /proc/self/status, which is not there")
+    code = _PEAK.format(batch=batch, window=window, step=step)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    peak, tokens = done.stdout.split()
+    about = {"scale": "gpt2", "batch": batch, "length": 1024, "window": f"{window}({step})"}
+    return {"kind": "memory", **about, "gigabytes": float(peak), "tokens": int(tokens)}
 
 
 def equal_quality(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,28 @@ def rotary_angles(positions: Tensor, pairs: int) -> Tensor:
     return positions.float()[..., None] * 10000.0**-exponent
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn channel pairs (c, c + half) of (B, H, K, C) by (B or 1, K, C/2) angles."""
-    cos, sin = angles.cos()[:, None].to(x.dtype), angles.sin()[:, None].to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+class Turns(NamedTuple):
+    """What `rotate` multiplies by, made once for all blocks: (B or 1, K, 1, C) each."""
+
+    cos: Tensor
+    sin: Tensor  # negative where a pair's first channel is turned
+
+
+def turns(angles: Tensor) -> Turns:
+    """(B or 1, K, C/2) angles → turns of channel pairs (c, c + C/2)."""
+    cos, sin = angles.cos()[..., None, :], angles.sin()[..., None, :]
+    return Turns(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+
+
+def row_turns(length: int, pairs: int, device: torch.device) -> Turns:
+    """Turns of the positions 0..length−1, the same for every row."""
+    return turns(rotary_angles(torch.arange(length, device=device)[None], pairs))
+
+
+def rotate(x: Tensor, by: Turns) -> Tensor:
+    """(B, K, H, C) with its channel pairs turned."""
+    swapped = x.roll(x.shape[-1] // 2, -1)
+    return (x * by.cos.to(x.dtype)).add_(swapped.mul_(by.sin.to(x.dtype)))
 
 
 def unit(x: Tensor) -> Tensor:
@@ -57,27 +75,27 @@ class Block(nn.Module):
         self.mlp_in = Linear(width, 2 * hidden, bias=False)
         self.mlp_out = Linear(hidden, width, bias=False)
 
-    def keys_values(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor, by: Turns) -> tuple[Tensor, Tensor]:
         """(B, K, C) → keys, already turned, and values, each (B, H, K, C/H)."""
         k, v = self.key_value(self.attention_norm(x)).chunk(2, dim=-1)
-        return rotate(self._split(k), angles), self._split(v)
+        return rotate(self._split(k), by).transpose(1, 2), self._split(v).transpose(1, 2)
 
     def attend(
-        self, x: Tensor, angles: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
+        self, x: Tensor, by: Turns, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     ) -> Tensor:
         """The block's output for (B, K, C) tracks that look at the given keys and values."""
-        q = rotate(self._split(self.query(self.attention_norm(x))), angles)
+        q = rotate(self._split(self.query(self.attention_norm(x))), by).transpose(1, 2)
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         x = x + self.dropout(self.attention_out(seen.transpose(1, 2).flatten(2)))
         gate, value = self.mlp_in(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.dropout(self.mlp_out(F.silu(gate) * value))
 
-    def forward(self, x: Tensor, angles: Tensor, mask: Tensor | None = None) -> Tensor:
-        k, v = self.keys_values(x, angles)
-        return self.attend(x, angles, k, v, mask, causal=False)
+    def forward(self, x: Tensor, by: Turns, mask: Tensor | None = None) -> Tensor:
+        k, v = self.keys_values(x, by)
+        return self.attend(x, by, k, v, mask, causal=False)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, (self.heads, -1))
 
 
 class Blocks(nn.ModuleList):

@@ -18,9 +18,12 @@ from specmask.models.blocks import (
     Block,
     Blocks,
     RMSNorm,
+    Turns,
     padding_mask,
     root_mean_square,
     rotary_angles,
+    row_turns,
+    turns,
     unit,
 )
 from specmask.models.linear import Linear, PackedWeight
@@ -128,12 +131,11 @@ class Trunk(nn.Module):
         At unit mean square: the residual stream grows to a hundred times the embeddings, and would
         drown the token in what the head reads and the head's correction in what it adds to.
         """
-        position = torch.arange(tokens.shape[1], device=tokens.device)
         mask = padding_mask(tokens.shape[1], lengths)
-        angles = rotary_angles(position[None], self.pairs)
+        by = row_turns(tokens.shape[1], self.pairs, tokens.device)
         x = self.embed(tokens)
         for block in self.blocks:
-            x = block(x, angles, mask)
+            x = block(x, by, mask)
         return unit(x)
 
     def symbols(self, normed: Tensor) -> Tensor:
@@ -155,8 +157,8 @@ class Tracks:
     """
 
     x: Tensor
-    key_angles: Tensor  # (B, K, C/2H)
-    query_angles: Tensor
+    turn_keys: Turns
+    turn_queries: Turns
 
 
 class Head(nn.Module):
@@ -202,9 +204,8 @@ class Head(nn.Module):
         # The start symbol stands at −1.
         read_at = rotary_angles(torch.where(ranks == 0, -1, order.gather(1, before)), self.pairs)
         predicts = rotary_angles(order.gather(1, ranks), self.pairs)
-        return Tracks(
-            x, torch.cat((read_at, predicts), dim=-1), torch.cat((predicts, predicts), dim=-1)
-        )
+        keys, queries = (turns(torch.cat((at, predicts), dim=-1)) for at in (read_at, predicts))
+        return Tracks(x, keys, queries)
 
     def predict(self, x: Tensor, here: Tensor) -> Tensor:
         """Normalised output. The residual is h at the position predicted, not the one read.
@@ -376,8 +377,8 @@ class HybridNetwork(DraftNetwork):
         tracks = self.head.tracks(ranks, embedded, hidden, order)
         x = tracks.x
         for block in self.head.blocks:
-            k, v = block.keys_values(x, tracks.key_angles)
-            x = block.attend(x, tracks.query_angles, k, v, mask=None, causal=True)
+            k, v = block.keys_values(x, tracks.turn_keys)
+            x = block.attend(x, tracks.turn_queries, k, v, mask=None, causal=True)
         return self.trunk.norm(hidden), self.head.predict(x, hidden)
 
     # ------------------------------------------------------------------------------ sampling
@@ -429,11 +430,11 @@ class HybridNetwork(DraftNetwork):
         reach = int(inside.max()) + 1
         mask = (torch.arange(reach, device=ranks.device) <= ranks[..., None])[:, None]
         for layer, block in enumerate(self.head.blocks):
-            prefix.store(layer, ranks, *block.keys_values(x, tracks.key_angles))
+            prefix.store(layer, ranks, *block.keys_values(x, tracks.turn_keys))
             if keys_only and layer + 1 == len(self.head.blocks):
                 break
             k, v = prefix.keys[layer][:, :, :reach], prefix.values[layer][:, :, :reach]
-            x = block.attend(x, tracks.query_angles, k, v, mask, causal=False)
+            x = block.attend(x, tracks.turn_queries, k, v, mask, causal=False)
         return x
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from specmask.checks import optional_package, whole
 from specmask.errors import unknown
-from specmask.models.blocks import Blocks, padding_mask, root_mean_square, rotary_angles, unit
+from specmask.models.blocks import Blocks, padding_mask, root_mean_square, row_turns, unit
 from specmask.models.hybrid import LOW_RANK, DraftNetwork, Head, HybridNetwork, initialise
 
 Kind = Literal["masked", "decoder", "shifted-decoder"]
@@ -107,11 +107,10 @@ class DraftBlocks(nn.Module):
 
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
         """(B, L, C) → (B, L, C); the change is measured in hidden's own root mean square."""
-        positions = torch.arange(hidden.shape[1], device=hidden.device)
-        angles, x = rotary_angles(positions[None], self.pairs), unit(hidden)
+        by, x = row_turns(hidden.shape[1], self.pairs, hidden.device), unit(hidden)
         mask = padding_mask(hidden.shape[1], lengths)
         for block in self.blocks:
-            x = block(x, angles, mask)
+            x = block(x, by, mask)
         return hidden + root_mean_square(hidden) * self.out(unit(x))
 
 
