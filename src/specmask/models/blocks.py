@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from specmask.models.linear import Linear
 
@@ -43,7 +44,12 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with rotary attention and a gated MLP, no biases."""
+    """Pre-norm transformer block with rotary attention and a gated MLP, no biases.
+
+    With `recompute` only its input is kept for the backward pass, which computes the rest again.
+    """
+
+    recompute = False
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -72,9 +78,33 @@ class Block(nn.Module):
         gate, value = self.mlp_in(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.dropout(self.mlp_out(F.silu(gate) * value))
 
-    def forward(self, x: Tensor, angles: Tensor, mask: Tensor | None = None) -> Tensor:
-        k, v = self.keys_values(x, angles)
-        return self.attend(x, angles, k, v, mask, causal=False)
+    def forward(
+        self,
+        x: Tensor,
+        key_angles: Tensor,
+        mask: Tensor | None = None,
+        query_angles: Tensor | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """(B, K, C) → (B, K, C) at all tracks at once; queries are turned as keys are by default.
+
+        No gradient, no recomputation: there is nothing to save then.
+        """
+        turns = key_angles if query_angles is None else query_angles
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self._whole(x, key_angles, turns, mask, causal)
+        result: Tensor = checkpoint(
+            *(self._whole, x, key_angles, turns, mask, causal),
+            use_reentrant=False,
+            preserve_rng_state=self.training and self.dropout.p > 0,
+        )
+        return result
+
+    def _whole(
+        self, x: Tensor, key_angles: Tensor, query_angles: Tensor, mask: Tensor | None, causal: bool
+    ) -> Tensor:
+        k, v = self.keys_values(x, key_angles)
+        return self.attend(x, query_angles, k, v, mask, causal)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -94,6 +124,9 @@ class Blocks(nn.ModuleList):
 
 def padding_mask(length: int, lengths: Tensor | None) -> Tensor | None:
     """(B, 1, 1, L) positions to attend to, or None where no row has padding."""
-    if lengths is None or not bool((lengths < length).any()):
+    if lengths is None:
+        return None
+    # A compiler cannot look; there a mask of nothing costs a little and changes nothing.
+    if not torch.compiler.is_compiling() and not bool((lengths < length).any()):
         return None
     return (torch.arange(length, device=lengths.device) < lengths[:, None])[:, None, None]
