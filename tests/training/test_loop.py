@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 ) -> None:
     network = make_network()
     nasty = crash_at(batches, 25, lambda: network.trunk.norm.weight.data.fill_(float("nan")))
-    with pytest.raises(UserError, match=r"step 25.*Lower lr"):
+    with pytest.raises(UserError, match=r"step 2[345].*Lower lr"):  # batches are made ahead
         train(network, nasty, make_config(), tmp_path)
     found = newest(tmp_path)
     assert found.step == 20
@@ -224,7 +224,7 @@ def test_a_signal_saves_and_leaves(
     assert raised.value.code == code
     assert signal.getsignal(number) == handler
     step = newest(out).step
-    assert step in (24, 25)
+    assert 21 < step < 26  # batches are made ahead
     assert f"step {step} is saved" in said.getvalue()
     train(make_network(), batches, make_config(), out, validation=check, resume=True)
     assert_same_run(whole_run, out)
