@@ -80,21 +80,14 @@ def test_the_count_on_a_pretrained_trunk_is_torchs(protein_model: Path, settings
     assert 0.99 * ours < counted(network, revealed, order) < 1.01 * framed**2 * ours
 
 
-def test_a_token_costs_what_its_share_of_a_batch_does() -> None:
-    flops = count_flops(own())
-    lengths, revealed = torch.full((ROWS,), LENGTH), torch.full((ROWS,), 3)
-    whole = flops.of_batch(lengths, revealed)
-    assert flops.per_token(LENGTH, 0.75) * ROWS * LENGTH == pytest.approx(whole)
-
-
 def test_utilisation_in_the_log(tmp_path: Path, make_network, batches, make_config) -> None:
-    """FLOPs of a token times tokens a second, over the measured rate of the chip."""
+    """FLOPs of the steps' own masks a token, times tokens a second, over the chip's rate."""
     network = make_network()
     train(network, batches, make_config(steps=10, log_every=10), tmp_path)
     header, row = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert header["peak_flops"] == measured_peak(torch.device("cpu"), "fp32") > 1e8
-    _, masks = zip(*(draw_masks(0, k, torch.full((8,), 16), 16) for k in range(10)), strict=True)
-    share = float((16 - torch.cat(masks)).double().mean()) / 16
-    expected = count_flops(network).per_token(16, share) * row["tokens_per_second"]
+    lengths, flops = torch.full((8,), 16), count_flops(network)
+    steps = [flops.of_batch(lengths, draw_masks(0, k, lengths, 16)[1]) for k in range(10)]
+    expected = sum(steps) / (10 * 8 * 16) * row["tokens_per_second"]
     assert row["mfu"] == pytest.approx(expected / header["peak_flops"])
     assert 0 < row["mfu"] < 1

@@ -35,6 +35,11 @@ def root_mean_square(x: Tensor) -> Tensor:
     return x.square().mean(-1, keepdim=True).sqrt()
 
 
+def pick(x: Tensor, at: Tensor) -> Tensor:
+    """(B, L, C) at (2, n) rows and places → (n, C); each place at most once, or slow gradients."""
+    return x.flatten(0, 1).index_select(0, at[0] * x.shape[1] + at[1])
+
+
 class RMSNorm(nn.RMSNorm):
     """RMSNorm whose gain follows its input's type, so that the fused kernel serves bf16 too."""
 
@@ -69,12 +74,22 @@ class Block(nn.Module):
         return rotate(self._split(k), angles), self._split(v)
 
     def attend(
-        self, x: Tensor, angles: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
+        self,
+        x: Tensor,
+        angles: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        at: Tensor | None = None,
     ) -> Tensor:
         """The block's output for (B, K, C) tracks that look at the given keys and values."""
         q = rotate(self._split(self.query(self.attention_norm(x))), angles)
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        x = x + self.dropout(self.attention_out(seen.transpose(1, 2).flatten(2)))
+        seen = seen.transpose(1, 2).flatten(2)
+        if at is not None:
+            x, seen = pick(x, at), pick(seen, at)
+        x = x + self.dropout(self.attention_out(seen))
         gate, value = self.mlp_in(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.dropout(self.mlp_out(F.silu(gate) * value))
 
@@ -85,26 +100,33 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         query_angles: Tensor | None = None,
         causal: bool = False,
+        at: Tensor | None = None,
     ) -> Tensor:
         """(B, K, C) → (B, K, C) at all tracks at once; queries are turned as keys are by default.
 
-        No gradient, no recomputation: there is nothing to save then.
+        With `at`, (2, n) rows and tracks, (n, C): the output there alone, which is less work.
         """
         turns = key_angles if query_angles is None else query_angles
-        if not (self.recompute and torch.is_grad_enabled()):
-            return self._whole(x, key_angles, turns, mask, causal)
+        if not (self.recompute and torch.is_grad_enabled()):  # else nothing would be saved
+            return self._whole(x, key_angles, turns, mask, causal, at)
         result: Tensor = checkpoint(
-            *(self._whole, x, key_angles, turns, mask, causal),
+            *(self._whole, x, key_angles, turns, mask, causal, at),
             use_reentrant=False,
             preserve_rng_state=self.training and self.dropout.p > 0,
         )
         return result
 
     def _whole(
-        self, x: Tensor, key_angles: Tensor, query_angles: Tensor, mask: Tensor | None, causal: bool
+        self,
+        x: Tensor,
+        key_angles: Tensor,
+        query_angles: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        at: Tensor | None,
     ) -> Tensor:
         k, v = self.keys_values(x, key_angles)
-        return self.attend(x, query_angles, k, v, mask, causal)
+        return self.attend(x, query_angles, k, v, mask, causal, at)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from specmask.models.blocks import Blocks
-from specmask.models.hybrid import DraftNetwork
+from specmask.models.hybrid import DraftNetwork, Head
 
 _SECONDS = 0.3
 _SIZE = {"cuda": 8192}
@@ -30,11 +30,12 @@ class Flops:
     attended: float
     """Of every pair of tokens of a row."""
     scored: float
-    """Of every masked token: its logits under both laws."""
-
-    def per_token(self, length: float, share: float) -> float:
-        """Of a token in rows of a length of which a share (0 to 1) is masked and scored."""
-        return self.token + self.attended * length + self.scored * share
+    """Of every masked token: its logits under both laws, and the inside of the last causal block,
+    which other ranks need for their keys and values alone."""
+    symbol: float
+    """Of every symbol, or token if these are fewer: what the head reads of it."""
+    symbols: int
+    """How many there are."""
 
     def of_batch(self, lengths: Tensor, revealed: Tensor) -> float:
         """Of (B,) rows, by their tokens and how many of these are revealed."""
@@ -43,6 +44,7 @@ class Flops:
             self.token * sizes.sum()
             + self.attended * sizes.square().sum()
             + self.scored * (lengths - revealed).sum()
+            + self.symbol * sizes.sum().clamp(max=self.symbols)
         )
 
 
@@ -52,18 +54,32 @@ def count_flops(network: DraftNetwork) -> Flops:
     Of 2 a weight forward, backward does as many again for a gradient that passes through, and as
     many again for that of a weight that is trained.
     """
-    trunk = network.trunk
-    draft = [trunk] if not hasattr(trunk, "backbone") else [trunk.backbone, trunk.draft]
-    laws = [draft, [network.head]] if network.head_layers else [draft]
-    token = attended = scored = 0.0
+    trunk, width = network.trunk, network.config.width
+    token = attended = scored = symbol = 0.0
     passes = False  # whether anything so far has a gradient
-    for law in laws:
-        for part in filter(None, law):
-            passes = passes or any(p.requires_grad for p in part.parameters())
-            token += sum(_map(layer, passes) for layer in _maps(part))
-            attended += 4.0 * _layers(network, part) * network.config.width * (3 if passes else 1)
-        scored += _symbols(network, passes)
-    return Flops(token, attended, scored)
+    draft = [trunk] if not hasattr(trunk, "backbone") else [trunk.backbone, trunk.draft]
+    for part in filter(None, draft):
+        passes = passes or _trained(part)
+        token += sum(_map(layer, passes) for layer in _maps(part))
+        attended += 4.0 * _layers(network, part) * width * (3 if passes else 1)
+    scored += _logits(network, passes)
+    if network.head_layers:
+        head: Head = network.get_submodule("head")  # type: ignore[assignment]
+        symbol = _map(head.combine, passes) / 3  # its two other thirds read hidden states
+        token += 2 * symbol
+        passes = passes or _trained(head)
+        *_, last = head.blocks
+        late = {last.attention_out, last.mlp_in, last.mlp_out, head.out}
+        scored += sum(_map(layer, passes) for layer in late)
+        others = set(_maps(head)) - late - {head.combine}
+        token += sum(_map(layer, passes) for layer in others)
+        attended += 4.0 * len(head.blocks) * width * (3 if passes else 1)
+        scored += _logits(network, passes)
+    return Flops(token, attended, scored, symbol, max(network.vocab_size, network.mask_id + 1))
+
+
+def _trained(part: nn.Module) -> bool:
+    return any(p.requires_grad for p in part.parameters())
 
 
 def _maps(part: nn.Module) -> list[nn.Linear]:
@@ -81,7 +97,7 @@ def _layers(network: DraftNetwork, part: nn.Module) -> int:
     return own or int(network.config.pretrained_layers)
 
 
-def _symbols(network: DraftNetwork, passes: bool) -> float:
+def _logits(network: DraftNetwork, passes: bool) -> float:
     """Of the logits at one token."""
     trunk = network.trunk
     if (predictor := getattr(trunk, "predictor", None)) is not None:

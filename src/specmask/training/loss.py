@@ -105,14 +105,14 @@ def loss_terms(
     masks = _masked(revealed, lengths, length)
     hide = torch.zeros_like(masks).scatter(1, order, masks)  # in position order
     masked = tokens.masked_fill(hide, network.mask_id)
-    draft, target = network.features(masked, tokens, order, lengths)
-
-    row, rank = scored_ranks(revealed, lengths, length) if scored is None else scored
+    scored = scored_ranks(revealed, lengths, length) if scored is None else scored
+    draft, target = network.features(masked, tokens, order, lengths, scored)
+    row, rank = scored
     symbols = tokens.gather(1, order)[row, rank]
     weight = 1.0 / ((ends - revealed)[row] * len(tokens))
 
     def nll(features: Tensor) -> Tensor:
-        logits = network.logits(features[row, rank]).float()
+        logits = network.logits(features).float()
         return (weight * F.cross_entropy(logits, symbols, reduction="none")).sum()
 
     draft_nll = nll(draft)
