@@ -341,7 +341,7 @@ class DraftNetwork(nn.Module):
     def checkpoint_activations(self) -> None:
         """Keep each block's input alone for the backward pass, which computes the rest again.
 
-        Loss and gradients are the same; a step takes about a third longer and far less memory.
+        Loss and gradients are the same; a step needs far less memory and up to a third more time.
 
         Raises:
             UserError: a pretrained trunk that is trained and cannot do it.

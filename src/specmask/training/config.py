@@ -57,7 +57,7 @@ class TrainConfig:
     compile: bool = False
     """Compile the training step with torch.compile (slow start, faster steps)."""
     checkpoint_activations: bool = False
-    """Recompute each block's inside in the backward pass: far less memory, a third more time."""
+    """Recompute what is inside a block in the backward pass: far less memory, somewhat slower."""
     revealed: str = "uniform"
     """How many tokens of a training row are revealed: uniform (the paper's), or log, uniform in
     log(1 + i). Where a few tokens decide the row, as in proteins of one family, that is where
