@@ -202,6 +202,7 @@ class Learner:
         self._clock = time.process_time if device.type == "cpu" else time.perf_counter
         self._objective, parameters = Objective(network), trained(network)
         if compiled:
+            torch._dynamo.maybe_mark_dynamic(self._part.scored, 1)
             self._objective.compile()
         self._optimizers, self._ema = optimizers.build(network, config), Ema(parameters, config.ema)
         self._parameters = list(parameters.values())
@@ -210,7 +211,6 @@ class Learner:
         """Make a step; its seconds."""
         self._wait()
         started = self._clock()
-        torch._dynamo.maybe_mark_dynamic(self._part.scored, 1)
         self._loss().backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
         for optimizer in self._optimizers.values():

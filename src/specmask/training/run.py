@@ -169,8 +169,8 @@ class Run:
         terms = torch.zeros(2, device=self.device)
         for part in parts:
             here = part.on(self.device)
-            # Their number differs from step to step: one compilation for all.
-            torch._dynamo.maybe_mark_dynamic(here.scored, 1)
+            if self.config.compile:  # once for all numbers of masked tokens
+                torch._dynamo.maybe_mark_dynamic(here.scored, 1)
             with self.accelerator.accumulate(self.objective):
                 loss, both = self.objective(*here)
                 self.accelerator.backward(loss)
