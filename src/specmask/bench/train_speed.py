@@ -309,8 +309,28 @@ def ratios(point: Point, one: str, other: str) -> list[float]:
     return [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
 
 
+_PAGE = """# What a training step costs
+
+Made by `python -m specmask.bench.train_speed`, from [train.jsonl](train.jsonl). A hybrid network
+beside a plain masked-diffusion network of as many layers, on the same batch. The hybrid computes
+the inside of its last block at masked ranks alone, the plain one at all positions; "at every rank"
+is the hybrid without that saving: the price of the head's own maps and of the target's logits.
+
+## FLOPs
+
+Forward and backward of a micro-batch of the recipe, counted by torch; exact.
+
+{flops}
+## Time
+
+A whole step with AdamW, everything in turn, round by round: median of the rounds' ratios, and their
+quartiles.
+
+{seconds}"""
+
+
 def table(points: Sequence[Point]) -> str:
-    """Markdown: FLOPs; then seconds, as medians (and quartiles) of the ratios of the rounds."""
+    """The page in Markdown: FLOPs, and seconds as medians (and quartiles) of the rounds' ratios."""
     (run,) = (p for p in points if p["kind"] == "run")
     flops = [
         (
@@ -343,7 +363,7 @@ def table(points: Sequence[Point]) -> str:
     counted = markdown(
         (
             *("network", "rows", "GFLOPs of a plain step", "hybrid", "without the target's logits"),
-            *("hybrid at every rank", "without the target's logits"),
+            *("hybrid at every rank", "it without them"),
         ),
         flops,
     )
@@ -356,7 +376,7 @@ def table(points: Sequence[Point]) -> str:
         ),
         seconds,
     )
-    return f"{counted}\n{taken}"
+    return _PAGE.format(flops=counted, seconds=taken)
 
 
 def _ratio(point: Point, one: str, other: str) -> str:
