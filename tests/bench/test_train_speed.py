@@ -83,7 +83,7 @@ def test_results_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prec
     monkeypatch.setitem(train_speed.NETWORKS, "tiny", TINY)
     monkeypatch.setitem(train_speed.ROWS, "tiny", (4, 2))
     out = tmp_path / "deep" / "train.jsonl"
-    main(TrainSpeed(out, ("tiny",), rounds=5, compiled=(), precision=precision))
+    main(TrainSpeed(out, ("tiny",), ("tiny",), rounds=5, compiled=(), precision=precision))
     run, flops, step = read_points(out)
     assert run["precision"] == precision
     assert run["clock"] == "processor"
@@ -108,6 +108,7 @@ def test_ratios_are_within_a_round() -> None:
     ("changes", "expected"),
     [
         ({"networks": ("text9",)}, "network 'text9'"),
+        ({"timed": ("text9",)}, "network 'text9'"),
         ({"compiled": ("text9",)}, "network 'text9'"),
         ({"width": 20}, "divisible by"),
         ({"rounds": 0}, "rounds=0"),
