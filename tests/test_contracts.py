@@ -370,6 +370,24 @@ def test_a_row_does_not_depend_on_rows_that_finish_early(case: str) -> None:
 
 
 @every_sampler
+def test_padding_may_be_the_mask(case: str) -> None:
+    """Blank rows of many lengths, as `num` and `lengths` make them, are filled; and a canvas comes
+    out the same whatever stands behind its rows.
+
+    Guards against probabilities that are looked up at a rank outside the row.
+    """
+    inside = torch.arange(LENGTH) < LENGTHS[:, None]
+    blank = draw(case, num=7, lengths=LENGTHS)
+    assert bool((blank.tokens[inside] < VOCAB).all())
+    assert bool((blank.tokens[~inside] == MASK).all())
+    canvas = ragged_canvas()
+    usual = draw(case, canvas=canvas, lengths=LENGTHS)
+    other = draw(case, canvas=canvas.masked_fill(~inside, MASK), lengths=LENGTHS)
+    assert torch.equal(other.tokens[inside], usual.tokens[inside])
+    assert torch.equal(other.nfe, usual.nfe)
+
+
+@every_sampler
 def test_the_seed_names_the_result(case: str) -> None:
     first = draw(case, num=6, seed=2**64 - 1)
     again = draw(case, num=6, seed=2**64 - 1)
