@@ -61,8 +61,9 @@ class Tune:
     length: int | None = None
     """Tokens of a window of text; default the model's length."""
     own_rows: int = 16
-    """Rows that the model draws itself, on which the passes of generating are predicted; 0 takes
-    the passes that the held-out rows would take."""
+    """Rows that the model draws itself, on which the passes of generating are predicted: some for
+    the choice and as many others for what is told of it, which may be a little above --nfe; 0
+    takes the passes that the held-out rows would take."""
     windows: int = 500
     """Windows to try, at most; each with both rules for the first rank and 1 to --rounds rounds."""
     rounds: int = 10
