@@ -19,6 +19,7 @@ from specmask.bench import benchmark, run
 from specmask.bench.benchmark import Results, fingerprint
 from specmask.bench.compare import turned
 from specmask.bench.grid import default_grid, fixed_steps, named, read_grid
+from specmask.bench.plot import protein_figure
 from specmask.bench.report import acceptance, bits, entropy
 from specmask.bench.run import law_points, read_points, settings_of, write_points
 from specmask.bench.tables import family, metric_of, table
@@ -332,7 +333,7 @@ def test_rows_too_short_for_anything_but_entropy(data: Path, tmp_path: Path, len
     assert "entropy" in (tmp_path / "out" / "table.md").read_text()
 
 
-def test_figures_of_nothing_positive_are_drawn() -> None:
+def test_figures_of_nothing_positive_are_drawn(tmp_path: Path) -> None:
     """Every draft rejected; no law with a value; an excess that is none: no logarithm of those."""
     settings = {"window": "full", "rounds": 1, "temperature": 1.0, "top_p": 1.0}
     point = {"sampler": "speculative", "settings": settings, "nfe": 1.0, "runs": [5]}
@@ -341,6 +342,8 @@ def test_figures_of_nothing_positive_are_drawn() -> None:
         warnings.simplefilter("error")
         acceptance([{**point, "kind": "samples"}]).savefig(io.BytesIO())
         bits([{**point, "kind": "law", "nfe": None, "bits": None}]).savefig(io.BytesIO())
+        law = {**point, "kind": "law", "model": "m", "nats": 1.0, "excess": -0.1}
+        protein_figure(tmp_path / "figure.png", [law])
 
 
 def test_nothing_measured_has_no_measure() -> None:
