@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from specmask.checks import check_seed
+from specmask.checks import check_seed, is_number
 from specmask.errors import UserError
 
 _WORD = 0xFFFFFFFF
@@ -91,10 +91,10 @@ def uniform(seed: int, *words: Tensor | int) -> Tensor:
 
 def check_tempering(temperature: float, top_p: float) -> None:
     """Raise UserError unless temperature ≥ 0 is finite and 0 < top_p ≤ 1."""
-    if not (temperature >= 0 and math.isfinite(temperature)):
-        raise UserError(f"temperature {temperature}: expected a number >= 0 (0 takes the best)")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p {top_p}: expected 0 < top_p <= 1")
+    if not (is_number(temperature) and temperature >= 0 and math.isfinite(temperature)):
+        raise UserError(f"temperature {temperature!r}: expected a number >= 0 (0 takes the best)")
+    if not (is_number(top_p) and 0 < top_p <= 1):
+        raise UserError(f"top_p {top_p!r}: expected 0 < top_p <= 1")
 
 
 def log_probabilities(

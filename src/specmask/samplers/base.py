@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from specmask.categorical import Purpose, draw, log_probabilities, probabilities, uniform
+from specmask.checks import is_number
 from specmask.errors import UserError, unknown
 from specmask.masking import ORDERS, Law, order_by
 from specmask.models.protocol import Denoiser, Logits, Meter
@@ -127,9 +128,9 @@ def check_order(order: str, allowed: Sequence[str] = ORDERS) -> None:
 
 def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
     """Raise UserError unless a setting is a finite number from `low` to `high`."""
-    if not (low <= value <= high and math.isfinite(value)):
+    if not (is_number(value) and low <= value <= high and math.isfinite(value)):
         wanted = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
-        raise UserError(f"{name}={value}: expected a finite number {wanted}")
+        raise UserError(f"{name}={value!r}: expected a finite number {wanted}")
 
 
 def no_law(sampler: object) -> UserError:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from specmask.categorical import check_tempering, log_probabilities
 from specmask.checks import whole
+from specmask.errors import UserError
 from specmask.masking import Law
 from specmask.models.protocol import Meter
 from specmask.samplers.base import (
@@ -74,6 +75,8 @@ class Klass:
     def __post_init__(self) -> None:
         check_number("threshold", self.threshold, 0, 1)
         check_number("epsilon", self.epsilon, 0)
+        if self.epsilon == 0:  # no distribution moves by less than nothing
+            raise UserError(f"epsilon={self.epsilon}: expected a finite number above 0, e.g. 0.01")
         whole("history", self.history, 1)
         whole("fallback", self.fallback, 1)
         whole("block", self.block, 0)
