@@ -11,6 +11,7 @@ import inspect
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -49,6 +50,7 @@ from specmask import (
     UserError,
 )
 from specmask.masking import fixed_cuts, schedule_levels, window_ends
+from specmask.models import protocol
 from specmask.models.guides import ErrorHead, ErrorHeadConfig, PolicyConfig, UnmaskingPolicy
 from specmask.models.protocol import Meter
 from specmask.samplers.base import Canvas, Uniforms
@@ -260,6 +262,10 @@ def test_settings_are_a_frozen_dataclass_that_explains_itself(case: str) -> None
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": None}, "temperature None"),
+        ({"temperature": "x"}, "temperature 'x'"),
+        ({"temperature": True}, "temperature True"),
+        ({"top_p": "0.9"}, "top_p '0.9'"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_p": float("nan")}, "top_p"),
@@ -300,6 +306,15 @@ def test_tempering_is_checked(name: str, settings: dict[str, float], expected: s
         (lambda: Dilated(skip=1.1), "skip=1.1"),
         (lambda: Klass(threshold=2), "threshold=2"),
         (lambda: Klass(epsilon=-1), "epsilon=-1"),
+        (lambda: Klass(epsilon=0), "epsilon=0: expected a finite number above 0"),
+        (lambda: Klass(epsilon=True), "epsilon=True"),
+        (lambda: Threshold(threshold=None), "threshold=None: expected a finite number from 0"),  # type: ignore[arg-type]
+        (lambda: Star(start="x"), "start='x'"),  # type: ignore[arg-type]
+        (lambda: ReMDM(eta=[0.5]), "eta=[0.5]"),  # type: ignore[arg-type]
+        (lambda: CosineWindow("x"), "cosine window step 'x': expected 0 < step <= 1"),  # type: ignore[arg-type]
+        (lambda: LinearWindow(None), "linear window step None"),  # type: ignore[arg-type]
+        (lambda: Optimal(profile=None), "profile: expected a tuple of numbers"),  # type: ignore[arg-type]
+        (lambda: Optimal(profile=[1.0, None]), "profile: expected a tuple of numbers"),  # type: ignore[arg-type, list-item]
         (lambda: Klass(history=0), "history=0"),
         (lambda: Klass(fallback=0), "fallback=0"),
         (lambda: Threshold(spacing=-1), "spacing=-1"),
@@ -313,6 +328,7 @@ def test_tempering_is_checked(name: str, settings: dict[str, float], expected: s
         (lambda: ReMDM(rule="loop", schedule="cosine"), "its schedule is linear"),
         (lambda: ReMDM(t_on=0.05, t_off=0.5), "0 < t_off < t_on < 1"),
         (lambda: ReMDM(alpha_on=1.0), "alpha_on=1.0"),
+        (lambda: ReMDM(t_on="x"), "t_on='x': expected a finite number from 0 to 1"),  # type: ignore[arg-type]
         (lambda: PathPlanning(eta=-0.5), "eta=-0.5"),
         (lambda: PathPlanning(steps=0), "steps=0"),
         (lambda: PathPlanning(planner="m"), "planner='m': expected None or a model"),  # type: ignore[arg-type]
@@ -332,6 +348,16 @@ def test_settings_are_checked(make: Any, expected: str) -> None:
         make()
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("listed", [list, torch.tensor, np.array])
+def test_a_profile_may_be_any_list_of_numbers(listed: Any) -> None:
+    """It becomes a tuple, so that the settings can be hashed and compared."""
+    values = (3.0, 2.0, 1.0, 0.5)
+    sampler = Optimal(3, listed(values))
+    assert sampler == Optimal(3, values)
+    assert hash(sampler) == hash(Optimal(3, values))
+    assert specmask.sample(MODEL, sampler, num=1).trunk_passes.tolist() == [3]
 
 
 # ------------------------------------------------------------------------------------------ rows
@@ -367,6 +393,24 @@ def test_a_row_does_not_depend_on_rows_that_finish_early(case: str) -> None:
         assert torch.equal(alone.order[0], whole.order[k, :size])
         for field in ("trunk_passes", "verify_passes", "accepted", "rejected"):
             assert int(getattr(alone, field)) == int(getattr(whole, field)[k]), field
+
+
+@every_sampler
+def test_padding_may_be_the_mask(case: str) -> None:
+    """Blank rows of many lengths, as `num` and `lengths` make them, are filled; and a canvas comes
+    out the same whatever stands behind its rows.
+
+    Guards against probabilities that are looked up at a rank outside the row.
+    """
+    inside = torch.arange(LENGTH) < LENGTHS[:, None]
+    blank = draw(case, num=7, lengths=LENGTHS)
+    assert bool((blank.tokens[inside] < VOCAB).all())
+    assert bool((blank.tokens[~inside] == MASK).all())
+    canvas = ragged_canvas()
+    usual = draw(case, canvas=canvas, lengths=LENGTHS)
+    other = draw(case, canvas=canvas.masked_fill(~inside, MASK), lengths=LENGTHS)
+    assert torch.equal(other.tokens[inside], usual.tokens[inside])
+    assert torch.equal(other.nfe, usual.nfe)
 
 
 @every_sampler
@@ -569,7 +613,7 @@ def test_a_stop_reveals_less_a_pass_and_always_a_rank() -> None:
 def test_blocks_of_ranks_change_nothing(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Probabilities formed for three ranks at a time: the same samples."""
     whole = draw(case, num=4)
-    monkeypatch.setattr("specmask.samplers.base._BLOCK", 4 * VOCAB * 3)
+    monkeypatch.setitem(protocol._BLOCK, "cpu", 4 * VOCAB * 3)
     parts = draw(case, num=4)
     for k in range(4):
         assert_same_row(whole, k, parts, k)

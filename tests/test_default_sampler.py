@@ -82,8 +82,8 @@ def test_a_damaged_file_is_refused(folder: Path, text: str) -> None:
         ({"sampler": "speculative", "settings": {"round": 2}}, "Did you mean 'rounds'"),
         ({"sampler": "speculative", "settings": {"rounds": 0}}, "rounds=0"),
         ({"sampler": "speculative", "settings": {"rounds": "two"}}, "rounds='two'"),
-        ({"sampler": "speculative", "settings": {"window": 3}}, "unknown window"),
-        ({"sampler": "speculative", "settings": {"temperature": "hot"}}, "settings of speculative"),
+        ({"sampler": "speculative", "settings": {"window": 3}}, "window=3"),
+        ({"sampler": "speculative", "settings": {"temperature": "hot"}}, "temperature 'hot'"),
     ],
 )
 def test_settings_that_are_not_known_are_refused_when_used(

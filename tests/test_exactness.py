@@ -11,6 +11,7 @@ import math
 from dataclasses import replace
 from functools import cache
 from itertools import product
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -42,6 +43,7 @@ from specmask import (
     FullWindow,
     HybridTransformer,
     Klass,
+    LearnedPolicy,
     LinearWindow,
     Optimal,
     PathPlanning,
@@ -53,6 +55,13 @@ from specmask import (
     Star,
     Threshold,
     likelihood,
+)
+from specmask.models.guides import (
+    ErrorHead,
+    ErrorHeadConfig,
+    Guide,
+    PolicyConfig,
+    UnmaskingPolicy,
 )
 
 VOCAB, LENGTH = 3, 5
@@ -569,6 +578,17 @@ def test_with_true_conditionals_samples_follow_the_chain(name: str) -> None:
     assert _chain_p_value(CHAIN_SAMPLERS[name]) > FALSE_ALARM
 
 
+G = TypeVar("G", bound=Guide)
+
+
+def untrained(guide: G) -> G:
+    """A tiny guide whose answers depend on what it reads."""
+    generator = torch.Generator().manual_seed(7)
+    for value in guide.double().parameters():
+        torch.nn.init.normal_(value, std=0.5, generator=generator)
+    return guide.requires_grad_(False)
+
+
 HEURISTICS = {
     "ancestral-fixed": Ancestral(steps=3, counts="fixed"),
     "ancestral-random": Ancestral(steps=3, counts="random"),
@@ -584,6 +604,13 @@ HEURISTICS = {
     "remdm-loop": ReMDM(steps=12, rule="loop"),
     "p2": PathPlanning(steps=6),
     "rcr": RunningConfidence(steps=6),
+    "policy": LearnedPolicy(untrained(UnmaskingPolicy(PolicyConfig(8, 2, 8)))),
+    "star-learned": Star(
+        steps=4,
+        start=1.0,
+        score="learned",
+        error_head=untrained(ErrorHead(ErrorHeadConfig(CHAIN.vocab_size, 1, 8))),
+    ),
 }
 
 

@@ -22,6 +22,7 @@ from specmask import (
     Confidence,
     Dilated,
     EntropyBound,
+    HybridTransformer,
     Klass,
     PathPlanning,
     ReMDM,
@@ -38,6 +39,9 @@ NETWORK = tiny_network(
     1, vocab_size=VOCAB, length=LENGTH, width=16, scale=0.5, seed=4, dtype=torch.float32
 )
 MASK = NETWORK.mask_id
+PLANNER = tiny_network(
+    1, vocab_size=VOCAB, length=LENGTH, width=16, scale=0.5, seed=6, dtype=torch.float32
+)
 
 
 @dataclass
@@ -59,10 +63,10 @@ class Pass:
 Rule = Callable[[Pass], set[int]]
 
 
-def conditionals(tokens: list[int]) -> list[list[float]]:
-    """The network's probabilities at every position of one row."""
-    hidden = NETWORK.trunk(torch.tensor([tokens]), torch.tensor([len(tokens)]))
-    logits = NETWORK.draft_logits(hidden, torch.arange(len(tokens))[None])[0].double()
+def conditionals(tokens: list[int], network: HybridTransformer = NETWORK) -> list[list[float]]:
+    """A network's probabilities at every position of one row."""
+    hidden = network.trunk(torch.tensor([tokens]), torch.tensor([len(tokens)]))
+    logits = network.draft_logits(hidden, torch.arange(len(tokens))[None])[0].double()
     return logits.softmax(-1).tolist()
 
 
@@ -329,8 +333,10 @@ def by_confidence(j: int, most: float, known: dict[int, float]) -> Callable[[int
     return lambda d: most * math.exp(-known[d]) / total if d in known else 0.0
 
 
-def p2(steps: int, eta: float, row: int, canvas: list[int]) -> Rows:
-    """P2, self-planning: propose everywhere, hide the lowest scores."""
+def p2(
+    steps: int, eta: float, planner: HybridTransformer | None, row: int, canvas: list[int]
+) -> Rows:
+    """P2: propose everywhere, hide the lowest scores; known tokens may be a planner's to score."""
     tokens, passes = list(canvas), []
     own = [d for d, t in enumerate(canvas) if t == MASK]
     for i in range(1, steps + 1):
@@ -338,7 +344,12 @@ def p2(steps: int, eta: float, row: int, canvas: list[int]) -> Rows:
             break
         p, n = conditionals(tokens), len(passes)
         proposal = {d: drawn_from(p[d], row, d, n) for d in own}
-        score = {d: math.log(p[d][proposal[d]]) * (1 if tokens[d] == MASK else eta) for d in own}
+        score = {d: math.log(p[d][proposal[d]]) for d in own}
+        if planner is not None:
+            filled = [proposal[d] if t == MASK else t for d, t in enumerate(tokens)]
+            planned = conditionals(filled, planner)
+            score |= {d: math.log(planned[d][filled[d]]) for d in own if tokens[d] != MASK}
+        score = {d: s * (1 if tokens[d] == MASK else eta) for d, s in score.items()}
         hide = sorted(own, key=lambda d: score[d])[: math.floor((1 - i / steps) * len(own) + 1e-9)]
         for d in own:
             if tokens[d] == MASK and d not in hide:
@@ -399,8 +410,12 @@ REWRITES: dict[str, tuple[Sampler, Callable[[int, list[int]], Rows]]] = {
             lambda j, most, known: lambda d: min(0.1, most) if 9 <= j < 19 else 0.0,
         ),
     ),
-    "p2": (PathPlanning(steps=9), partial(p2, 9, 1.0)),
-    "p2-eager": (PathPlanning(steps=9, eta=3.0), partial(p2, 9, 3.0)),
+    "p2": (PathPlanning(steps=9), partial(p2, 9, 1.0, None)),
+    "p2-eager": (PathPlanning(steps=9, eta=3.0), partial(p2, 9, 3.0, None)),
+    "p2-planner": (
+        PathPlanning(steps=9, planner=specmask.wrap(PLANNER)),
+        partial(p2, 9, 1.0, PLANNER),
+    ),
     "rcr": (RunningConfidence(steps=8), partial(rcr, 8)),
 }
 

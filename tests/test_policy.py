@@ -15,7 +15,7 @@ import specmask
 from oracle import Chain, tiny_network
 from refusal import Refused, command, refuse
 from specmask import LearnedPolicy
-from specmask.bench.run import settings_of
+from specmask.bench.run import fingerprint, settings_of
 from specmask.categorical import Purpose, draw, log_probabilities
 from specmask.data.tokenizers import character_tokenizer
 from specmask.models.guides import (
@@ -306,7 +306,7 @@ def test_a_folder_gives_the_policy_back(tmp_path: Path) -> None:
     loaded = load_policy(tmp_path / "guide")
     for a, b in zip(made.parameters(), loaded.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert settings_of(LearnedPolicy(loaded))["policy"] == "guide"
+    assert settings_of(LearnedPolicy(loaded))["policy"] == f"guide@{fingerprint(loaded)[:8]}"
     refuse(lambda: save_guide(tmp_path / "guide", made), "exists")
     with torch.no_grad():
         made.logit.bias.fill_(math.nan)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from specmask.checks import check_seed
+from specmask.checks import check_seed, is_number
 from specmask.errors import UserError
 
 _WORD = 0xFFFFFFFF
@@ -91,10 +91,10 @@ def uniform(seed: int, *words: Tensor | int) -> Tensor:
 
 def check_tempering(temperature: float, top_p: float) -> None:
     """Raise UserError unless temperature ≥ 0 is finite and 0 < top_p ≤ 1."""
-    if not (temperature >= 0 and math.isfinite(temperature)):
-        raise UserError(f"temperature {temperature}: expected a number >= 0 (0 takes the best)")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p {top_p}: expected 0 < top_p <= 1")
+    if not (is_number(temperature) and temperature >= 0 and math.isfinite(temperature)):
+        raise UserError(f"temperature {temperature!r}: expected a number >= 0 (0 takes the best)")
+    if not (is_number(top_p) and 0 < top_p <= 1):
+        raise UserError(f"top_p {top_p!r}: expected 0 < top_p <= 1")
 
 
 def log_probabilities(
@@ -121,6 +121,15 @@ def log_probabilities(
         ranked = ranked.masked_fill(mass_before >= top_p, -torch.inf)
         log_p = torch.empty_like(log_p).scatter_(-1, symbols, ranked).log_softmax(-1)
     return log_p
+
+
+def probabilities(
+    logits: Tensor, temperature: float = 1.0, top_p: float = 1.0
+) -> Float64[Tensor, "*batch vocab"]:
+    """`log_probabilities`, not in logs, for one exponential a symbol."""
+    if temperature == 1 and top_p == 1:
+        return torch.softmax(logits, dim=-1, dtype=torch.float64)
+    return log_probabilities(logits, temperature, top_p).exp()
 
 
 def draw(

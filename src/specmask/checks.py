@@ -7,6 +7,7 @@ import operator
 import resource
 import sys
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -30,6 +31,11 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     if number < low or (high is not None and number > high):
         raise UserError(f"{name}={number}: expected a whole number, {wanted}")
     return number
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting is a real number; NumPy's count, True and False do not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_seed(seed: Any) -> int:

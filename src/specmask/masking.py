@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from specmask.checks import whole
+from specmask.checks import is_number, whole
 from specmask.errors import UserError, unknown
 
 Schedule = Literal["cosine", "linear"]
@@ -90,6 +90,11 @@ class Window(Protocol):
         ...
 
 
+def _check_step(window: str, step: float) -> None:
+    if not (is_number(step) and 0 < step <= 1):
+        raise UserError(f"{window} window step {step!r}: expected 0 < step <= 1, e.g. 0.05")
+
+
 @dataclass(frozen=True)
 class CosineWindow:
     """What a cosine schedule reveals in `step` of its time (paper §5; method.md §4).
@@ -101,8 +106,7 @@ class CosineWindow:
     step: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.step <= 1:
-            raise UserError(f"cosine window step {self.step}: expected 0 < step <= 1, e.g. 0.05")
+        _check_step("cosine", self.step)
 
     def size(self, revealed: Tensor, lengths: Tensor) -> Tensor:
         share = revealed.double() / lengths
@@ -122,8 +126,7 @@ class LinearWindow:
     step: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.step <= 1:
-            raise UserError(f"linear window step {self.step}: expected 0 < step <= 1, e.g. 0.05")
+        _check_step("linear", self.step)
 
     def size(self, revealed: Tensor, lengths: Tensor) -> Tensor:
         share = (lengths * self.step - 1e-9).ceil().long().clamp(min=1)

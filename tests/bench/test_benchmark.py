@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,18 @@ import specmask
 from oracle import Draft, tiny_network
 from refusal import Refused, command, refuse
 from specmask import Ancestral, CosineWindow, FullWindow, Speculative, Star
-from specmask.bench import benchmark
+from specmask.bench import benchmark, run
 from specmask.bench.benchmark import Results, fingerprint
 from specmask.bench.compare import turned
 from specmask.bench.grid import default_grid, fixed_steps, named, read_grid
-from specmask.bench.report import entropy
-from specmask.bench.run import law_points, read_points, settings_of
-from specmask.bench.tables import family, table
+from specmask.bench.plot import protein_figure
+from specmask.bench.report import acceptance, bits, entropy
+from specmask.bench.run import law_points, read_points, settings_of, write_points
+from specmask.bench.tables import family, metric_of, table
 from specmask.data.batches import windows
 from specmask.data.tokenizers import character_tokenizer, encode
 from specmask.metrics.spelling import save_words
+from specmask.models.guides import PolicyConfig, UnmaskingPolicy, save_guide
 from specmask.models.zoo import WORDS
 from specmask.samplers import SAMPLERS
 
@@ -193,6 +197,159 @@ def test_a_stopped_run_goes_on(
     assert timeless(out) == timeless(whole)
 
 
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_an_interruption_loses_one_law_at_most(
+    folder: Path,
+    data: Path,
+    grid: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+) -> None:
+    """A law is in the file before the next one is scored, and is not scored again."""
+    grid.write_text(GRID + "temperature = [1.0, 0.8]\n")  # six laws on two tables
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert bench(folder, data, whole, "--grid", grid) == 0
+    real, scored = run.score, 0
+
+    def score(*args: Any) -> Any:
+        nonlocal scored
+        if scored == after:
+            raise KeyboardInterrupt
+        scored += 1
+        return real(*args)
+
+    monkeypatch.setattr(run, "score", score)
+    assert bench(folder, data, out, "--grid", grid) != 0
+
+    def laws(folder: Path) -> list[tuple[str, str, float]]:
+        points = [p for p in read_points(folder / "results.jsonl") if p["kind"] == "law"]
+        return [(p["sampler"], str(p["settings"]), p["bits"]) for p in points]
+
+    assert laws(out) == laws(whole)[:after]
+    after = 99
+    assert bench(folder, data, out, "--grid", grid) == 0
+    assert scored == len(laws(whole)) == 6
+    assert sorted(laws(out)) == sorted(laws(whole))
+
+
+def test_a_part_of_the_tuning_front_is_no_front(
+    folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--samplers", "speculative", "--samples", 2)
+    assert bench(folder, data, tmp_path / "whole", *words) == 0
+    lines = (tmp_path / "whole" / "results.jsonl").read_text().splitlines(keepends=True)
+    front = [k for k, line in enumerate(lines) if json.loads(line)["kind"] == "tuning"]
+    assert len(front) > 1
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.jsonl").write_text("".join(lines[: front[-1]]))
+    assert bench(folder, data, out, *words) == 0
+    kinds = [point["kind"] for point in read_points(out / "results.jsonl")]
+    assert kinds == [json.loads(line)["kind"] for line in lines]
+
+    def again(*args: Any, **rest: Any) -> None:
+        raise AssertionError("tuned twice")
+
+    monkeypatch.setattr(benchmark, "tune", again)
+    assert bench(folder, data, out, *words) == 0
+
+
+def test_only_what_is_named_is_tuned_and_scored(
+    folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "tune", None)  # would fail
+    assert bench(folder, data, tmp_path / "out", "--samplers", "ancestral") == 0
+    points = read_points(tmp_path / "out" / "results.jsonl")
+    assert {p["sampler"] for p in points if "sampler" in p} == {"ancestral"}
+
+
+def test_two_guides_of_one_name_are_both_measured(folder: Path, data: Path, tmp_path: Path) -> None:
+    """And one that was trained again is measured again."""
+
+    def policy(bias: float) -> UnmaskingPolicy:
+        made = UnmaskingPolicy(PolicyConfig(width=8, heads=2, mlp_hidden=8))
+        torch.nn.init.constant_(made.logit.bias, bias)
+        return made
+
+    for name, bias in (("a", 5.0), ("b", -5.0)):
+        save_guide(tmp_path / name / "guide", policy(bias))
+    guides = [str(tmp_path / name / "guide") for name in "ab"]
+    (tmp_path / "grid.json").write_text(json.dumps({"policy": {"policy": guides}}))
+    out, words = tmp_path / "out", ("--grid", tmp_path / "grid.json")
+
+    def sampled() -> list[dict[str, Any]]:
+        assert bench(folder, data, out, *words) == 0
+        return [p for p in read_points(out / "results.jsonl") if p["kind"] == "samples"]
+
+    first = sampled()
+    assert [p["settings"]["policy"][:6] for p in first] == ["guide@"] * 2
+    assert first[0]["nfe"] < first[1]["nfe"]
+    assert sampled() == first
+    save_guide(tmp_path / "b" / "guide", policy(1.0), overwrite=True)
+    again = sampled()
+    assert again[:2] == first
+    assert len({p["settings"]["policy"] for p in again}) == len(again) == 3
+
+
+def test_a_run_names_its_arithmetic_and_its_judge(
+    folder: Path, data: Path, grid: Path, tmp_path: Path, refused: Refused
+) -> None:
+    """A run is not mixed with one in bfloat16 or by other words; a file from before, which says
+    neither, is one in float32 by whatever words it had."""
+    out = tmp_path / "out"
+    usual = ("bench", folder, "--data", data, "--grid", grid, "--rows", 2, "--samples", 2)
+    usual = (*usual, "--out", out)
+    assert command(*usual) == 0
+    (tmp_path / "words").write_text("b cab")
+    assert "bf16 false" in refused(*usual, "--bf16")
+    assert "judged_by" in refused(*usual, "--words", tmp_path / "words")
+    run_line, *rest = (out / "results.jsonl").read_text().splitlines(keepends=True)
+    before = json.loads(run_line)
+    assert before.pop("bf16") is False
+    assert len(before.pop("judged_by")) == 64
+    (out / "results.jsonl").write_text("".join([json.dumps(before) + "\n", *rest]))
+    assert command(*usual) == 0
+    assert "bf16 false" in refused(*usual, "--bf16")
+
+
+def test_the_rows_that_were_scored_are_told(folder: Path, data: Path, tmp_path: Path) -> None:
+    """25 windows of the text, of which every second one is scored, whatever was asked for."""
+    words = ("--samplers", "any_order", "--rows", 400)
+    assert bench(folder, data, tmp_path / "out", *words) == 0
+    run_point, *points = read_points(tmp_path / "out" / "results.jsonl")
+    assert run_point["rows"] == 13
+    assert {p["rows"] for p in points if p["kind"] == "law"} == {13}
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_rows_too_short_for_anything_but_entropy(data: Path, tmp_path: Path, length: int) -> None:
+    """No words, no four tokens: entropy is the measure there is, and the report is made."""
+    network = tiny_network(vocab_size=4, length=LENGTH, scale=0.25, dtype=torch.float32)
+    specmask.save(tmp_path / "model", network, character_tokenizer(SYMBOLS))
+    words = ("--nfe", 1, 2, "--length", length, "--report")
+    assert bench(tmp_path / "model", data, tmp_path / "out", *words) == 0
+    assert metric_of(read_points(tmp_path / "out" / "results.jsonl")) == "entropy"
+    assert "entropy" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_figures_of_nothing_positive_are_drawn(tmp_path: Path) -> None:
+    """Every draft rejected; no law with a value; an excess that is none: no logarithm of those."""
+    settings = {"window": "full", "rounds": 1, "temperature": 1.0, "top_p": 1.0}
+    point = {"sampler": "speculative", "settings": settings, "nfe": 1.0, "runs": [5]}
+    point |= {"progress": {"accepted": [0] * 10, "rejected": [5] * 10}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        acceptance([{**point, "kind": "samples"}]).savefig(io.BytesIO())
+        bits([{**point, "kind": "law", "nfe": None, "bits": None}]).savefig(io.BytesIO())
+        law = {**point, "kind": "law", "model": "m", "nats": 1.0, "excess": -0.1}
+        protein_figure(tmp_path / "figure.png", [law])
+
+
+def test_nothing_measured_has_no_measure() -> None:
+    refuse(lambda: metric_of([{"kind": "run"}]), "nothing is measured yet")
+
+
 def test_the_default_grid_is_tuned_first(folder: Path, data: Path, tmp_path: Path) -> None:
     """Every sampler is measured, and self-speculation at settings found on rows of their own."""
     out = tmp_path / "out"
@@ -286,7 +443,14 @@ def test_bad_input_is_refused_before_any_work(
     assert "no" in refused("bench", "--out", tmp_path / "nothing", "--report")
     assert "name the model" in refused("bench", "--data", data, "--out", out)
     assert "1" in refused(*usual, "--data", data, "--samples", 1)
-    assert "--nfe" in refused(*usual, "--data", data, "--nfe", 0)
+    for bad in (0, "inf", "nan"):
+        assert "--nfe" in refused(*usual, "--data", data, "--nfe", 8, bad)
+    assert "--grid" in refused(*usual, "--data", data, "--samplers", "policy")
+    (tmp_path / "policy.toml").write_text("[policy]")
+    assert "train_policy" in refused(*usual, "--data", data, "--grid", tmp_path / "policy.toml")
+    specmask.save(tmp_path / "planner", tiny_network(vocab_size=5, length=LENGTH))
+    (tmp_path / "p2.json").write_text(json.dumps({"p2": {"planner": str(tmp_path / "planner")}}))
+    assert "vocab_size" in refused(*usual, "--data", data, "--grid", tmp_path / "p2.json")
     assert "Did you mean 'ancestral'" in refused(*usual, "--data", data, "--samplers", "anceestral")
     assert "--grid" in refused(*usual, "--data", data, "--grid", grid, "--samplers", "p2")
     assert "none.toml" in refused(*usual, "--data", data, "--grid", tmp_path / "none.toml")
@@ -311,7 +475,59 @@ def test_results_of_another_run_are_left_alone(
 def test_a_file_that_is_not_results_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps({"kind": "samples"}) + "\n")
-    refuse(lambda: Results(path, {"model": "m"}), str(path), "model", "--overwrite")
+    refuse(lambda: Results(path, {"model": "m"}), str(path), "line of a run", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ("does not begin with the line of a run",)),
+        ("{lines}[1]\n", ("line 4: got [1]", "one measured point a line")),
+        ("{lines}oops\n{last}", ("line 4", "delete the line")),
+        ("\n{lines}", ("line 1",)),
+        ('{lines}{{"kind": "law"}}\n', ("line 4 has no sampler",)),
+        ('{lines}{{"sampler": "p2"}}\n', ("line 4", "without settings")),
+        ('{lines}{{"nfe": 3}}\n', ("line 4 has no kind",)),
+        ("{run}", ("nothing is measured yet", "--data again")),
+    ],
+)
+def test_a_report_of_a_damaged_file_is_refused(
+    folder: Path,
+    data: Path,
+    grid: Path,
+    tmp_path: Path,
+    refused: Refused,
+    text: str,
+    expected: tuple[str, ...],
+) -> None:
+    out = tmp_path / "out"
+    assert bench(folder, data, out, "--grid", grid) == 0
+    lines = (out / "results.jsonl").read_text().splitlines(keepends=True)
+    first = "".join(lines[:3])
+    (out / "results.jsonl").write_text(text.format(lines=first, run=lines[0], last=lines[3]))
+    said = refused("bench", "--out", out, "--report")
+    assert str(out / "results.jsonl") in said
+    assert all(word in said for word in expected)
+
+
+def test_a_last_line_that_was_cut_off_is_left_out(
+    folder: Path, data: Path, grid: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert bench(folder, data, out, "--grid", grid) == 0
+    whole = (out / "results.jsonl").read_bytes()
+    points = read_points(out / "results.jsonl")
+    (out / "results.jsonl").write_bytes(whole[:-40])
+    assert read_points(out / "results.jsonl") == points[:-1]
+    assert command("bench", "--out", out, "--report") == 0
+    assert (out / "results.jsonl").read_bytes() == whole[:-40]
+
+
+def test_text_with_other_ends_of_lines_is_read_back(tmp_path: Path) -> None:
+    """JSON may hold U+2028, at which Python's splitlines would cut."""
+    points = [{"kind": "samples", "texts": ["a\u2028b\x85c"]}, {"kind": "x"}]
+    write_points(tmp_path / "file", points)
+    assert read_points(tmp_path / "file") == points
 
 
 def test_entropy_has_a_figure_where_a_knob_was_turned(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ import pytest
 from specmask.bench import seconds
 from specmask.bench.run import Point, read_points
 from specmask.bench.tables import entropy_cells, law_cells, markdown, table
+from specmask.samplers import SAMPLERS
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "choose-a-sampler.md"
 CHOOSER = DOCS / "chooser"
 
 Row = dict[str, str]
+STEPPED = ("ancestral", "optimal", "confidence", "star", "remdm", "p2", "rcr")
 
 
 def points(folder: str) -> list[Point]:
@@ -76,13 +78,25 @@ def test_every_figure_of_the_prose_is_in_a_table() -> None:
 
 
 def test_every_setting_of_the_benchmark_has_its_samples_and_its_targets() -> None:
-    """256 samples or more at each, and of every sampler that needs no guide."""
+    """256 samples or more at each, and of every sampler that needs no guide.
+
+    Those whose passes are a setting have one within a quarter of every target, and speculation has
+    one wherever its tuning found any.
+    """
     sampled = [p for p in points(".") if p["kind"] == "samples"]
     assert min(p["num"] for p in sampled) >= 256
     guided = {"policy"}
-    from specmask.samplers import SAMPLERS
-
     assert {p["sampler"] for p in sampled} >= set(SAMPLERS) - guided
+    front = [p["nfe"] for p in points(".") if p["kind"] == "tuning"]
+    for target in (8, 16, 32, 64, 128):
+
+        def near(costs: list[float], target: int = target) -> bool:
+            return any(abs(cost - target) <= target / 4 for cost in costs)
+
+        for name in (*STEPPED, "speculative"):
+            if name in STEPPED or near(front):
+                costs = [p["nfe"] for p in sampled if p["sampler"] == name]
+                assert near(costs), f"{name} at {target} NFE: {sorted(costs)}"
 
 
 def test_the_optimal_cuts_lose_nothing_against_a_schedule() -> None:

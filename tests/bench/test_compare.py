@@ -244,3 +244,20 @@ def test_a_law_without_value_is_in_no_row() -> None:
     none = {"kind": "law", "sampler": "ancestral", "settings": {}, "plain": True}
     none |= {"nfe": None, "bits": None, "bits_se": None, "each": {"bits": []}}
     assert law_cells([none])[1] == []
+
+
+def test_equal_entropies_leave_no_line() -> None:
+    """Rows drawn again may have one entropy at both ends: such a replicate is left out; and where
+    the settings themselves have one there is no line between them, nor an error."""
+
+    def point(entropies: list[float], values: list[float]) -> Point:
+        each = {"entropy": entropies, "q": values}
+        return {"entropy": float(np.mean(entropies)), "q": float(np.mean(values)), "each": each}
+
+    low, high = point([1.0, 1.05], [0.2, 0.4]), point([1.05, 1.1], [0.5, 0.7])
+    found = at_entropy([low, high], "q", 1.05, replicates=200)
+    assert found is not None
+    assert found[0] == pytest.approx(0.45)
+    assert math.isfinite(found[1])
+    flat = [point([0.0, 0.0], [0.2, 0.4]), point([0.0, 0.0], [0.3, 0.5])]
+    assert at_entropy(flat, "q", 0.0, replicates=3) is None

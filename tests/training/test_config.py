@@ -53,6 +53,7 @@ def test_schedule_of_degenerate_runs_stays_in_range(steps: int, warmup: int) -> 
         {"revealed": "cosine"},
         {"muon_lr": 0.0},
         {"compile": 1},
+        {"checkpoint_activations": 1},
         {"frozen_trunk": "yes"},
         {"seed": -1},
         {"seed": 2**32},

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 
 from specmask.errors import UserError
 from specmask.models.checkpoint import load
@@ -199,12 +200,32 @@ def test_compiled_training_agrees_with_plain(
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"checkpoint_activations": True}], ids=str)
+def test_compiled_training_resumes_bit_for_bit_from_one_graph(
+    tmp_path: Path, make_network, batches, make_config, crash_at, settings
+) -> None:
+    """Although the number of masked tokens, which its loss goes over, differs at every step."""
+    config, said = make_config(compile=True, steps=12, save_every=3, **settings), io.StringIO()
+    torch._dynamo.reset()
+    counters.clear()
+    train(make_network(), batches, config, tmp_path / "whole", console=Console(file=said))
+    assert said.getvalue().startswith("compiling")
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    out = tmp_path / "resumed"
+    with pytest.raises(RuntimeError, match="lights"):
+        train(make_network(), crash_at(batches, 8, crash), config, out)
+    train(make_network(), batches, config, out, resume=True)
+    assert_same_run(tmp_path / "whole", out)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     tmp_path: Path, make_network, batches, make_config, crash_at
 ) -> None:
     network = make_network()
     nasty = crash_at(batches, 25, lambda: network.trunk.norm.weight.data.fill_(float("nan")))
-    with pytest.raises(UserError, match=r"step 25.*Lower lr"):
+    with pytest.raises(UserError, match=r"step 2[345].*Lower lr"):  # batches are made ahead
         train(network, nasty, make_config(), tmp_path)
     found = newest(tmp_path)
     assert found.step == 20
@@ -224,7 +245,7 @@ def test_a_signal_saves_and_leaves(
     assert raised.value.code == code
     assert signal.getsignal(number) == handler
     step = newest(out).step
-    assert step in (24, 25)
+    assert 21 < step < 26  # batches are made ahead
     assert f"step {step} is saved" in said.getvalue()
     train(make_network(), batches, make_config(), out, validation=check, resume=True)
     assert_same_run(whole_run, out)

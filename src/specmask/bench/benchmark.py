@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterable, Sequence
@@ -18,11 +17,13 @@ from specmask.bench.run import (
     Domain,
     Point,
     describe,
+    fingerprint,
     json_line,
     law_points,
     measures,
     read_points,
     sample_point,
+    sampler_name,
 )
 from specmask.bench.tune import Budget, tune, window_grid
 from specmask.errors import UserError
@@ -32,12 +33,27 @@ from specmask.likelihood.table import Conditionals
 from specmask.models.checkpoint import Model
 from specmask.models.protocol import has_head
 from specmask.samplers import Ancestral, Optimal, Sampler, Speculative, make_sampler
+from specmask.samplers.checks import check_call
 from specmask.samplers.driver import decode_rows
 from specmask.training.loop import versions
 
 _PLAIN_STEPS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _PROFILE_ROWS = 32
 _TUNED = ("window", "rounds", "first")
+_EARLIER: dict[str, Any] = {"bf16": False}
+"""What a file says of a run, by an earlier version that did not write it down."""
+_UNSAID = ("judged_by",)
+"""What such a file does not tell."""
+_NEEDED = {
+    "run": ("model", "layers", "weights", "rows", "length", "data", "seed", "num"),
+    "held-out": ("entropy",),
+    "profile": ("draft", "target"),
+    "tuning": ("sampler", "settings", "nfe"),
+    "law": ("sampler", "settings", "nfe", "bits", "plain", "each"),
+    "samples": ("sampler", "settings", "nfe", "entropy", "entropy_se"),
+}
+"""What the report needs to know of each kind of point."""
+__all__ = ["Benchmark", "Results", "check_benchmark", "fingerprint", "read_results"]
 
 
 class Rows(Protocol):
@@ -81,16 +97,6 @@ class Watch(Protocol):
     def point(self, point: Point) -> None: ...
 
 
-def fingerprint(network: object) -> str:
-    """Hex digest of a network's weights, whatever folder they came from."""
-    digest = hashlib.sha256()
-    if isinstance(network, torch.nn.Module):
-        for name, value in sorted(network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def machine() -> dict[str, Any]:
     """Where seconds were measured."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
@@ -108,17 +114,22 @@ class Results:
         self.points: list[Point] = []
         if path.exists():
             _drop_unfinished(path)
-            self.points = read_points(path)
+            self.points = read_results(path) if path.stat().st_size else []
         if not self.points:
             self.add([{"kind": "run", **about, "versions": versions(), "machine": machine()}])
             return
-        before = self.points[0]
+        before = _EARLIER | self.points[0]
         for key, value in about.items():
+            if key in _UNSAID and key not in before:
+                continue
             if before.get(key) != value:
                 raise UserError(
                     f"{path} was measured with {key} {_brief(before.get(key))}, this run has "
                     f"{_brief(value)}: choose another --out, or pass --overwrite to begin again"
                 )
+        front = self.find("tuning")
+        if front and len(front) < front[0].get("of", 0):
+            self._drop("tuning")
 
     def add(self, points: Iterable[Point]) -> None:
         """Append points and write them."""
@@ -127,6 +138,13 @@ class Results:
             file.writelines(map(json_line, fresh))
         self.points += fresh
 
+    def _drop(self, kind: str) -> None:
+        """Write the file anew without the points of a kind, of which it has only a part."""
+        self.points = [point for point in self.points if point["kind"] != kind]
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text("".join(map(json_line, self.points)), encoding="utf-8")
+        scratch.replace(self.path)
+
     def find(self, kind: str, sampler: Sampler | None = None) -> list[Point]:
         """The points of a kind, and of a setting."""
         same = [point for point in self.points if point["kind"] == kind]
@@ -134,6 +152,29 @@ class Results:
             return same
         key = _key(describe(sampler, 0))
         return [point for point in same if _key(point) == key]
+
+
+def read_results(path: Path) -> list[Point]:
+    """The points of results.jsonl, the run first.
+
+    Raises:
+        UserError: what `read_points` refuses; a file that does not begin with a run, or has a line
+            that says not what it is.
+    """
+    points = read_points(path)
+    if not points or points[0].get("kind") != "run":
+        raise UserError(
+            f"{path} does not begin with the line of a run: expected results of specmask bench; "
+            "choose another --out, or pass --overwrite to begin again"
+        )
+    for number, point in enumerate(points, 1):
+        lacking = [key for key in _NEEDED.get(point.get("kind", ""), ("kind",)) if key not in point]
+        if lacking:
+            raise UserError(
+                f"{path}, line {number} has no {lacking[0]}: expected a measured point; delete "
+                "the line"
+            )
+    return points
 
 
 def _key(point: Point) -> str:
@@ -158,11 +199,13 @@ def run_benchmark(model: Model, benchmark: Benchmark, path: Path, watch: Watch) 
 
     In this order: the losses by known tokens, which `Optimal` needs; the self-speculative settings
     of the least bits for each target, by exact laws on rows of their own; exact laws of all
-    settings that have one; then samples, setting by setting.
+    settings that have one; then samples, setting by setting. A law is written when it is scored,
+    the samples of a setting when they are drawn.
 
     Raises:
         UserError: the file is of another run; a setting does not fit the model.
     """
+    check_benchmark(model, benchmark)
     results = Results(path, benchmark.about)
     if not results.find("held-out"):
         held = benchmark.reference
@@ -171,20 +214,17 @@ def run_benchmark(model: Model, benchmark: Benchmark, path: Path, watch: Watch) 
         results.add([{"kind": "held-out", "num": len(held.tokens), **found}])
     if not results.find("profile"):
         results.add(_profile(model, benchmark, watch))
-    if has_head(model.network) and not results.find("tuning") and benchmark.grid is None:
+    wanted = benchmark.grid is None and _named("speculative", benchmark)
+    if wanted and has_head(model.network) and not results.find("tuning"):
         results.add(_tuned(model, benchmark, watch))
     chosen = _chosen(model, benchmark, results)
-    for sampler in chosen:  # before any work
-        if hasattr(sampler, "check"):
-            sampler.check(model.network)
     rows = benchmark.scored
     for alike in _alike(_with_laws(chosen, benchmark, results)):
-        results.add(
-            law_points(
-                *(model, rows.tokens, alike, benchmark.seed, benchmark.batch_size),
-                progress=lambda done, total: watch.progress("exact laws", done, total),
-                lengths=rows.lengths,
-            )
+        law_points(
+            *(model, rows.tokens, alike, benchmark.seed, benchmark.batch_size),
+            progress=lambda done, total: watch.progress("exact laws", done, total),
+            lengths=rows.lengths,
+            on_point=lambda point: results.add([point]),
         )
     for k, sampler in enumerate(chosen):
         watch.progress("samples", k, len(chosen))
@@ -196,6 +236,24 @@ def run_benchmark(model: Model, benchmark: Benchmark, path: Path, watch: Watch) 
             results.add([point])
             watch.point(point)
     return results.points
+
+
+def check_benchmark(model: Model, benchmark: Benchmark) -> None:
+    """Raise UserError where a name has no setting or a setting does not fit the model.
+
+    Before any work; a self-speculative setting, which is tuned first, counts as there.
+    """
+    grid = benchmark.grid
+    if grid is None:
+        tuned = dict.fromkeys(benchmark.targets, Speculative()) if has_head(model.network) else None
+        length = int(benchmark.scored.lengths.max())
+        grid = tuple(default_grid(model, length, benchmark.targets, tuned=tuned))
+    for sampler in named(grid, benchmark.names):
+        check_call(model, sampler, benchmark.seed, benchmark.batch_size)
+
+
+def _named(name: str, benchmark: Benchmark) -> bool:
+    return not benchmark.names or name in benchmark.names
 
 
 def _profile(model: Model, benchmark: Benchmark, watch: Watch) -> list[Point]:
@@ -233,7 +291,8 @@ def _tuned(model: Model, benchmark: Benchmark, watch: Watch) -> list[Point]:
         batch_size=benchmark.batch_size,
         progress=watch.progress,
     )
-    return found.points
+    # Each line says how many there are, so that a part of them is not taken for the front.
+    return [{**point, "of": len(found.points)} for point in found.points]
 
 
 def _chosen(model: Model, benchmark: Benchmark, results: Results) -> list[Sampler]:
@@ -280,6 +339,7 @@ def _with_laws(chosen: Sequence[Sampler], benchmark: Benchmark, results: Results
             _at_targets(results.find("tuning"), [2 ** (k / 2) for k in range(20)]).values()
         )
         every += [replace(one, verification="block") for one in every if type(one) is Speculative]
+    every = [one for one in every if _named(sampler_name(one), benchmark)]
     fresh = [one for one in dict.fromkeys(every) if not results.find("law", one)]
     return [one for one in fresh if _has_law(one)]
 

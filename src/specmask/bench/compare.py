@@ -18,14 +18,15 @@ def frontier(points: Sequence[Point], quality: str, sign: int) -> list[Point]:
     A point without that quality (null in the file: nothing to measure) is on no frontier.
     """
     best: list[Point] = []
-    sound = [p for p in points if _is_number(p["nfe"]) and _is_number(p[quality])]
+    sound = [p for p in points if is_number(p["nfe"]) and is_number(p[quality])]
     for point in sorted(sound, key=lambda p: (p["nfe"], -sign * p[quality])):
         if not best or sign * point[quality] > sign * best[-1][quality]:
             best.append(point)
     return best
 
 
-def _is_number(value: float | None) -> bool:
+def is_number(value: float | None) -> bool:
+    """Whether there was something to measure."""
     return value is not None and math.isfinite(value)
 
 
@@ -141,7 +142,7 @@ def turned(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
 def countable(point: Point, quality: str) -> bool:
     """Whether a point has that quality, and what a bootstrap of it over its rows needs."""
     there = ("correct" if quality == "spelling" else quality) in point.get("each", {})
-    return there and _is_number(point[quality])
+    return there and is_number(point[quality])
 
 
 def at_entropy(
@@ -179,11 +180,13 @@ def at_entropy(
 
 def _spans(pair: tuple[Point, Point], wanted: float) -> bool:
     low, high = pair[0]["entropy"], pair[1]["entropy"]
-    return bool(low <= wanted <= high <= low + _NEIGHBOURS)
+    return bool(low < high and low <= wanted <= high <= low + _NEIGHBOURS)
 
 
 def _on_the_line(ends: Sequence[tuple[float, float]], wanted: float) -> float:
     (x0, y0), (x1, y1) = ends
+    if x0 == x1:  # rows drawn again may come to one entropy, and no line goes through that
+        return math.nan
     return y0 + (y1 - y0) * (wanted - x0) / (x1 - x0)
 
 

@@ -112,7 +112,7 @@ def protein_figure(path: Path, points: Sequence[Point]) -> None:
                     label=f"{model}, {'plain' if sampler == 'ancestral' else 'self-speculative'}",
                 )
         axis.set_title(title, fontsize=10)
-        if key == "excess":
+        if key == "excess" and any(p.get(key, 0) > 0 for p in points if p["kind"] == kind):
             axis.set_yscale("log")
         axis.set_ylim(bottom=0 if key in ("unique", "substitutions") else None)
         nfe_axis(axis)

@@ -184,8 +184,9 @@ def bits(points: Sequence[Point]) -> Figure:
             style |= {"linestyle": "none", "zorder": 6}
         axis.plot([p["nfe"] for p in best], [p["bits"] for p in best], label=name, **style)
     axis.set_title("exact bits per token on held-out rows", fontsize=10)
-    nfe_axis(axis)
-    axis.legend(frameon=False, fontsize=8)
+    if curves:
+        nfe_axis(axis)
+        axis.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -206,11 +207,13 @@ def acceptance(points: Sequence[Point]) -> Figure:
         axes[0].plot(middles, shares, color=colour, marker="o", markersize=3, label=told)
         total = sum(p["runs"])
         survival = [sum(p["runs"][n:]) / total for n in range(1, len(p["runs"]))]
-        axes[1].plot(range(1, len(p["runs"])), survival, color=colour, label=told)
+        if survival:  # none where every draft was rejected, and no logarithm of that
+            axes[1].plot(range(1, len(p["runs"])), survival, color=colour, label=told)
     axes[0].set_xlabel("share of the row known before the pass")
     axes[0].set_title("share of scanned drafts accepted", fontsize=10)
-    axes[1].set_xscale("log", base=2)
-    axes[1].set_yscale("log")
+    if axes[1].lines:
+        axes[1].set_xscale("log", base=2)
+        axes[1].set_yscale("log")
     axes[1].set_xlabel("drafts accepted after one trunk pass, at least")
     axes[1].set_title("share of trunk passes", fontsize=10)
     for axis in axes:
@@ -282,7 +285,7 @@ def _drawable(points: Sequence[Point]) -> list[str]:
     there = {
         "quality": "samples" in kinds,
         "bits": "law" in kinds,
-        "entropy": bool(turned(points)),
+        "entropy": bool(turned(points)) and metric_of(points) != "entropy",
         "acceptance": sampled,
         "losses": profiled,
     }

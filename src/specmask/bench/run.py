@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import specmask
+from specmask.errors import UserError
 from specmask.likelihood import Progress, conditionals, orders_of, score
 from specmask.masking import GroupLaw, Window
 from specmask.metrics.entropy import unigram_entropy
@@ -33,10 +35,25 @@ from specmask.training.loop import versions
 Point = dict[str, Any]
 
 
+def fingerprint(network: object) -> str:
+    """Hex digest of a network's weights, whatever folder they came from."""
+    digest = hashlib.sha256()
+    if isinstance(network, torch.nn.Module):
+        for name, value in sorted(network.state_dict().items()):
+            digest.update(name.encode())
+            raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def show(value: Any) -> Any:
-    """A setting as one types it: windows become words, a model or guide its name."""
+    """A setting as one types it: windows become words, a model or guide name@weights.
+
+    The eight digits tell two guides of one name apart, and one from itself trained again.
+    """
     if isinstance(value, Model | Guide):
-        return value.name
+        weights = fingerprint(value.network if isinstance(value, Model) else value)
+        return f"{value.name}@{weights[:8]}"
     if not isinstance(value, Window):
         return value
     name = type(value).__name__.removesuffix("Window").lower()
@@ -87,6 +104,15 @@ class Domain:
         if self.words is not None:
             return "spelling", 1
         return None if self.residues is None else ("composition", -1)
+
+    @property
+    def digest(self) -> str | None:
+        """Hex digest of what samples are judged by, for a results file; None for nothing."""
+        if self.words is not None:
+            return hashlib.sha256("\n".join(sorted(self.words)).encode()).hexdigest()
+        if self.residues is not None:
+            return hashlib.sha256(self.residues.astype(np.float64).tobytes()).hexdigest()
+        return None
 
 
 def sample_point(
@@ -220,15 +246,18 @@ def law_points(
     batch_size: int = 64,
     progress: Progress | None = None,
     lengths: Tensor | None = None,
+    on_point: Callable[[Point], None] | None = None,
 ) -> list[Point]:
     """Exact bits per token and exact expected NFE of every sampler on (B, L) held-out rows.
 
     Each row has one order, random or, for samplers that go so, left to right. One table of
     conditionals scores all samplers of one kind of order; standard errors are over rows. The
-    samplers must share one tempering.
+    samplers must share one tempering. `on_point` is told each law as soon as it is scored on all
+    rows, before the next one is.
     """
     laws = [sampler.law() for sampler in samplers]
     each: list[list[Tensor]] = [[] for _ in samplers]
+    points: dict[int, Point] = {}
     sizes = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths
     orders = [orders_of(sampler, tokens, seed, 0, sizes) for sampler in samplers]
     kinds = list({bytes(order.cpu().numpy()): order for order in orders}.values())
@@ -256,10 +285,11 @@ def law_points(
                 cost = trunk_layers * result.trunk + head_layers * result.verify
                 bits = -result.log_prob / math.log(2) / sizes[part]
                 each[k].append(torch.stack((bits, cost / (trunk_layers + head_layers))))
-    return [
-        _law_point(sampler, torch.cat(values, 1).cpu(), seed)
-        for sampler, values in zip(samplers, each, strict=True)
-    ]
+                if len(each[k]) == len(parts):
+                    points[k] = _law_point(samplers[k], torch.cat(each[k], 1).cpu(), seed)
+                    if on_point is not None:
+                        on_point(points[k])
+    return [points[k] for k in range(len(samplers))]
 
 
 def _after(done: int, total: int, progress: Progress) -> Progress:
@@ -303,10 +333,39 @@ def write_points(path: Path, points: Iterable[Point]) -> None:
 
 
 def read_points(path: Path) -> list[Point]:
-    """What `write_points` wrote; settings that came later than a file have their defaults."""
-    points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    for point in points:
-        if (kind := specmask.SAMPLERS.get(point.get("sampler"))) is not None:
-            usual = {one.name: show(one.default) for one in fields(kind) if one.default != MISSING}
-            point["settings"] = usual | point["settings"]
+    """What `write_points` wrote; settings that came later than a file have their defaults.
+
+    A last line that was cut off, as by an interruption, is left out.
+
+    Raises:
+        UserError: any other line that is no JSON object, or has a sampler without settings.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other ends of lines
+    points = []
+    for number, line in enumerate(lines, 1):
+        if not line and number == len(lines):
+            break
+        try:
+            points.append(_as_point(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path}, line {number}: {error}; expected one measured point a line, as JSON: "
+                "delete the line, or begin the file again"
+            ) from None
     return points
+
+
+def _as_point(line: str) -> Point:
+    """Raises ValueError, which that of JSON is, for what is no point."""
+    point = json.loads(line)
+    if not isinstance(point, dict):
+        raise ValueError(f"got {line[:40]}")
+    name = point.get("sampler")
+    if name is not None and not isinstance(point.get("settings"), dict):
+        raise ValueError(f"sampler {name} without settings")
+    if isinstance(name, str) and (kind := specmask.SAMPLERS.get(name)) is not None:
+        usual = {one.name: show(one.default) for one in fields(kind) if one.default != MISSING}
+        point["settings"] = usual | point["settings"]
+    return point

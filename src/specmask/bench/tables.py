@@ -7,14 +7,16 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import fields
 
-from specmask.bench.compare import at_entropy, countable, turned
+from specmask.bench.compare import at_entropy, countable, is_number, turned
 from specmask.bench.run import Point, show
+from specmask.errors import UserError
 from specmask.samplers import SAMPLERS
 
 METRICS = {
     "spelling": (1, "spelling accuracy"),
     "composition": (-1, "divergence of residue composition (nats)"),
     "distinct_4": (1, "distinct 4-grams of a sample"),
+    "entropy": (1, "unigram entropy of a sample (nats)"),  # where rows are too short for more
 }
 """Key of a measure → 1 if more is better, −1 if less is, and its name; the first one there is."""
 
@@ -50,8 +52,15 @@ def family(point: Point) -> str:
 
 
 def metric_of(points: Sequence[Point]) -> str:
-    """The measure of quality that these points have."""
-    return next(key for key in METRICS if any(point.get(key) is not None for point in points))
+    """The measure of quality that these points have.
+
+    Raises:
+        UserError: they have none.
+    """
+    for key in METRICS:
+        if any(is_number(point.get(key)) for point in points):
+            return key
+    raise UserError("nothing is measured yet: expected samples, or held-out rows at least")
 
 
 def _pm(point: Point, key: str, places: int) -> str:
@@ -99,7 +108,8 @@ def entropy_cells(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     far as two samplers come; no rows where there are no two.
     """
     held = [p["entropy"] for p in points if p["kind"] == "held-out"]
-    key = metric_of(points)
+    if not turned(points) or (key := metric_of(points)) == "entropy":
+        return [], []
     curves = [
         (knob, curve) for knob, curve in turned(points) if all(countable(p, key) for p in curve)
     ]

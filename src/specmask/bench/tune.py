@@ -10,9 +10,10 @@ are two exact costs, both means of E[passes | row, σ] over rows:
 The second predicts what a sampler's meter will read: without bias for the setting that drew the
 rows, and nearly so for its neighbours, whose laws are nearly the same. So the rows are drawn with
 the choice itself: first with the one that the text suggests, then with the one that those rows
-suggest, until it stays. (Weighting one set of rows by the ratio of two laws would serve all
-settings, but over hundreds of tokens one row then has all the weight.) Budgets are about
-generating; without own rows, about the text.
+suggest, until it stays. What is stated of the choice comes from rows that had no say in it: near
+the limit, rows that are cheap by chance are what lets a setting in. (Weighting one set of rows by
+the ratio of two laws would serve all settings, but over hundreds of tokens one row then has all
+the weight.) Budgets are about generating; without own rows, about the text.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from specmask.masking import (
     Window,
     window_ends,
 )
+from specmask.models import protocol
 from specmask.models.checkpoint import Model
 from specmask.models.protocol import Verifier, has_head
 from specmask.samplers import Speculative
@@ -204,10 +206,11 @@ def own_rows(
     seed: int,
     batch_size: int,
     progress: Progress | None = None,
+    first: int = OWN_ROWS,
 ) -> specmask.Samples:
-    """A row of the sampler's own for each of the (B,) lengths, numbered from `OWN_ROWS`."""
+    """A row of the sampler's own for each of the (B,) lengths, numbered from `first`."""
     canvas = torch.full((len(lengths), int(lengths.max())), model.network.mask_id)
-    rows = range(OWN_ROWS, OWN_ROWS + len(lengths))
+    rows = range(first, first + len(lengths))
     done = 0
 
     def on_frame(frame: specmask.Frame) -> None:
@@ -265,11 +268,11 @@ def measure_passes(
     for _ in range(1 + repeats):
         began = _now(device)
         hidden = network.trunk(tokens, lengths)
-        logits = network.draft_logits(hidden, window)
+        logits = protocol.draft_logits(network, hidden, window)
         drafts, _ = draw_tokens(logits, uniforms, temperature, 1.0)
         prefix = network.prefix(hidden, tokens, order, revealed)
         drafted = _now(device)
-        target = network.verify(prefix, window, ranked)
+        target = protocol.verify(network, prefix, window, ranked)
         score_tokens(target, drafts, temperature, 1.0)
         times.append((drafted - began, _now(device) - drafted))
     trunk, verify = torch.tensor(times[1:], dtype=torch.float64).median(0).values.tolist()
@@ -380,7 +383,9 @@ def tune(
         budget: of one row as it is generated.
         windows: default `window_grid`. rounds: the most.
         own: rows to draw for the cost of generating, which take the held-out rows' lengths in turn,
-            once to four times; 0 takes the cost on the text.
+            once to four times for the choice and once for what is stated of it, so that the stated
+            cost is without bias and may lie above a limit that the choice just met; 0 takes the
+            cost on the text.
         temperature: of draft and target alike; the law is then that of the tempered target.
         seed: names orders and own rows. batch_size: rows in one pass.
         progress: what is being done, and how far it is.
@@ -406,21 +411,24 @@ def tune(
 
     mine, chosen = text, budget.nearest(text.cost(*prices)[0], bits)
     sizes = lengths[torch.arange(own) % len(lengths)]
+
+    def generating(first: int) -> Scores:
+        """All settings on rows that the chosen one draws."""
+        drawn = own_rows(model, settings[chosen], sizes, seed, batch_size, progress, first)
+        return score_settings(model, drawn.tokens, drawn.order, drawn.lengths, *rest)
+
     drawn: dict[int, Scores] = {}  # setting → all settings on rows that it drew
     while own and chosen not in drawn and len(drawn) < _MOST_DRAWN:
-        rows = own_rows(model, settings[chosen], sizes, seed, batch_size, progress)
-        mine = score_settings(model, rows.tokens, rows.order, rows.lengths, *rest)
-        drawn[chosen] = mine
+        mine = drawn[chosen] = generating(OWN_ROWS)
         chosen = budget.nearest(mine.cost(*prices)[0], bits)
     # Of the settings whose own cost is known and within the budget the best: mostly the last one.
     own_cost = torch.full_like(bits, math.inf)
     for k, scores in drawn.items():
         own_cost[k] = scores.cost(*prices)[0][k]
-    if any(budget.allows(own_cost, bits, k) for k in drawn):
-        chosen = budget.choose(own_cost, bits)
-        mine = drawn[chosen]
-    else:
-        chosen = budget.choose(mine.cost(*prices)[0], bits)
+    known = any(budget.allows(own_cost, bits, k) for k in drawn)
+    chosen = budget.choose(own_cost if known else mine.cost(*prices)[0], bits)
+    if own:  # other rows than those that it was chosen by
+        mine = generating(OWN_ROWS + own)
     cost = mine.cost(*prices)[0]
     figures = {
         "bits": (bits, bits_error),
@@ -432,7 +440,7 @@ def tune(
     if budget.times is not None:
         figures["seconds_per_sample"] = mine.cost(*prices)
     front = pareto(cost, bits)
-    if chosen not in front:  # as good as one of them within rounding
+    if chosen not in front:  # as good as one of them within what the rows differ
         front = sorted({*front, chosen}, key=lambda k: float(cost[k]))
     points = [
         {
@@ -455,7 +463,8 @@ def check_tuning(
     """Metered NFE and seconds of `num` samples by the setting that was chosen.
 
     The samples are those of `specmask sample` with the seed; rows take the (B,) lengths in turn.
-    `apart` is the distance from the predicted NFE in standard errors of the difference.
+    `apart` is the distance from the predicted NFE in standard errors of the difference: 0 for none,
+    ∞ for one where neither figure has an error.
     """
     sizes = lengths[torch.arange(num) % len(lengths)]
     canvas = torch.full((num, int(sizes.max())), model.network.mask_id)
@@ -470,6 +479,13 @@ def check_tuning(
         "samples": num,
         "nfe": nfe,
         "nfe_se": error,
-        "apart": gap / math.hypot(error, tuning.point["nfe_se"]),
+        "apart": _apart(gap, math.hypot(error, tuning.point["nfe_se"]), nfe),
         "seconds_per_sample": out.wall_seconds / num,
     }
+
+
+def _apart(gap: float, error: float, nfe: float) -> float:
+    """Where every row costs the same there is no error, and a gap of rounding is none."""
+    if gap <= 1e-9 * nfe:
+        return 0.0
+    return gap / error if error > 0 else math.inf

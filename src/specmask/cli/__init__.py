@@ -10,6 +10,7 @@ import tyro
 
 from specmask.cli.adapt import Adapt, run_adapt
 from specmask.cli.bench import Bench, run_bench
+from specmask.cli.bench_speed import BenchSpeed, run_bench_speed
 from specmask.cli.error_head import TrainErrorHead, run_error_head
 from specmask.cli.judge import Judge, run_judge
 from specmask.cli.output import flush_stdout
@@ -27,6 +28,7 @@ COMMANDS: dict[type, Callable[[Any], None]] = {
     Score: run_score,
     Judge: run_judge,
     Bench: run_bench,
+    BenchSpeed: run_bench_speed,
     TrainErrorHead: run_error_head,
     Tune: run_tune,
     DemoArgs: demo,
@@ -63,6 +65,7 @@ def _run(argv: Sequence[str] | None) -> None:
             | Annotated[Score, tyro.conf.subcommand("score")]
             | Annotated[Judge, tyro.conf.subcommand("judge")]
             | Annotated[Bench, tyro.conf.subcommand("bench")]
+            | Annotated[BenchSpeed, tyro.conf.subcommand("bench-speed")]
             | Annotated[Tune, tyro.conf.subcommand("tune")]
             | Annotated[TrainErrorHead, tyro.conf.subcommand("error-head")]
             | Annotated[DemoArgs, tyro.conf.subcommand("demo")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,9 +10,15 @@ from pathlib import Path
 import tyro
 
 import specmask
-from specmask.bench.benchmark import Benchmark, fingerprint, run_benchmark
+from specmask.bench.benchmark import (
+    Benchmark,
+    check_benchmark,
+    fingerprint,
+    read_results,
+    run_benchmark,
+)
 from specmask.bench.grid import named, read_grid
-from specmask.bench.run import Domain, Point, read_points
+from specmask.bench.run import Domain, Point
 from specmask.bench.tables import family, metric_of
 from specmask.checks import check_device
 from specmask.cli.options import check_least, check_seed
@@ -86,7 +93,11 @@ def run_bench(args: Bench) -> None:
             raise UserError("--data without a model: name the model first, e.g. text8-small")
         if not file.is_file():
             raise UserError(f"no {file} to report on; name a model and --data to measure one")
-        points = read_points(file)
+        points = read_results(file)
+        if not {"samples", "law"} & {point["kind"] for point in points}:
+            raise UserError(
+                f"{file}: nothing is measured yet; name the model and --data again to go on"
+            )
     else:
         points = _measure(args, file)
     made = write_report(args.out, points, page=args.report)
@@ -100,8 +111,8 @@ def _measure(args: Bench, file: Path) -> list[Point]:
     check_seed(args.seed)
     check_least(2, samples=args.samples, rows=args.rows)
     check_least(1, length=args.length, batch_size=args.batch_size)
-    if not args.nfe or min(args.nfe) <= 0:
-        raise UserError(f"--nfe {' '.join(map(str, args.nfe))}: expected numbers above 0")
+    if not args.nfe or not all(0 < target < math.inf for target in args.nfe):  # nan neither
+        raise UserError(f"--nfe {' '.join(map(str, args.nfe))}: expected finite numbers above 0")
     grid = None if args.grid is None else tuple(read_grid(args.grid))
     for name in args.samplers:
         if name not in SAMPLERS:
@@ -111,21 +122,24 @@ def _measure(args: Bench, file: Path) -> list[Point]:
     model = specmask.load(args.model or "", args.device, trunk=args.trunk)
     scored, tuning = _halves(read_rows(model, args.data, args.length, 2 * args.rows), args)
     reference = read_rows(model, args.data, args.length, args.samples)
+    domain = _domain(args, model, reference)
     about = {
         "model": model.name,
         "weights": fingerprint(model.network),
         "layers": [model.network.trunk_layers, model.network.head_layers],
         "data": {"file": args.data.name, "sha256": file_sha256(args.data)},
-        "rows": args.rows,
+        "rows": len(scored.tokens),
         "length": int(scored.lengths.max()),
         "seed": args.seed,
         "num": args.samples,
+        "bf16": args.bf16,
+        "judged_by": domain.digest,
     }
     benchmark = Benchmark(
         scored,
         tuning,
         reference,
-        _domain(args, model, reference),
+        domain,
         tuple(sorted(args.nfe)),
         grid,
         args.samplers,
@@ -135,6 +149,7 @@ def _measure(args: Bench, file: Path) -> list[Point]:
         about,
         args.bf16,
     )
+    check_benchmark(model, benchmark)  # before an earlier file is begun again
     args.out.mkdir(parents=True, exist_ok=True)
     if args.overwrite:
         file.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shlex
@@ -60,8 +61,9 @@ class Tune:
     length: int | None = None
     """Tokens of a window of text; default the model's length."""
     own_rows: int = 16
-    """Rows that the model draws itself, on which the passes of generating are predicted; 0 takes
-    the passes that the held-out rows would take."""
+    """Rows that the model draws itself, on which the passes of generating are predicted: some for
+    the choice and as many others for what is told of it, which may be a little above --nfe; 0
+    takes the passes that the held-out rows would take."""
     windows: int = 500
     """Windows to try, at most; each with both rules for the first rank and 1 to --rounds rounds."""
     rounds: int = 10
@@ -124,12 +126,13 @@ def run_tune(args: Tune) -> None:
         f"{tuning.settings:,} settings on {len(data.tokens)} rows of {args.data} and "
         f"{tuning.point['own_rows']} of the model's own, {time.perf_counter() - began:.0f} s"
     )
-    measured = None
     with nullcontext() if args.out is None else rows_file(args.out) as file:
         if file is not None:
             file.writelines(map(json_line, tuning.points))
         _print_front(tuning)
         _print_choice(tuning.point)
+        if saves:  # before it is sampled with: an interruption then loses the check alone
+            path = _save(args, tuning, None)
         if args.check:
             with console.status("sampling with it"):
                 measured = check_tuning(
@@ -138,13 +141,9 @@ def run_tune(args: Tune) -> None:
             _print_check(measured)
             if file is not None:
                 file.write(json_line(measured))
+            if saves:
+                _save(args, tuning, json.loads(json_line(measured)))
     if saves:
-        path = write_sampler(
-            Path(args.model),
-            "speculative",
-            tuning.point["settings"],
-            _about(args, tuning, measured),
-        )
         say(f"saved in {path}: the default of specmask sample {args.model} from now on")
     elif not args.no_save:
         say(f"{args.model} ships with specmask and is left as it is; name the setting yourself:")
@@ -247,15 +246,16 @@ def _options(settings: dict[str, Any]) -> str:
     return "".join(f" --{name.replace('_', '-')} {value}" for name, value in named.items())
 
 
-def _about(args: Tune, tuning: Tuning, measured: Point | None) -> dict[str, Any]:
-    """Where the choice comes from, for sampler.json."""
+def _save(args: Tune, tuning: Tuning, measured: Point | None) -> Path:
+    """Write the choice and where it comes from as the model's default."""
     figures = {
         name: value
         for name, value in tuning.point.items()
         if name not in ("kind", "chosen", "sampler", "settings")
     }
-    return {
+    about = {
         "data": {"file": args.data.name, "sha256": file_sha256(args.data)},
         **figures,
         "metered": measured,
     }
+    return write_sampler(Path(args.model), "speculative", tuning.point["settings"], about)

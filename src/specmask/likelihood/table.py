@@ -15,7 +15,7 @@ from specmask.checks import whole
 from specmask.errors import UserError
 from specmask.likelihood.checks import Rows, check_rows
 from specmask.models.checkpoint import Model
-from specmask.models.protocol import Denoiser, Verifier
+from specmask.models.protocol import Denoiser, Logits, Verifier, draft_logits, verify
 
 Progress = Callable[[int, int], None]
 """Called with (pairs of row and prefix done, pairs in all)."""
@@ -79,9 +79,6 @@ def conditionals(
     )
 
 
-_BLOCK = 1 << 23  # logits in float64 at once: 64 MB
-
-
 def fill_table(
     network: Denoiser,
     rows: Rows,
@@ -139,24 +136,20 @@ class _Scorer:
         hidden = network.trunk(seen, self.rows.lengths[b])
         inner = ranks.clamp(max=length - 1)
         symbols, positions = ranked.gather(1, inner), order.gather(1, inner)
-        # In blocks of ranks, so that memory does not grow with length × vocabulary.
-        size = max(1, _BLOCK // (len(b) * network.vocab_size))
-        blocks = [slice(k, k + size) for k in range(0, ranks.shape[1], size)]
-        draft = [
-            self._pick(network.draft_logits(hidden, positions[:, k]), symbols[:, k]) for k in blocks
-        ]
-        log_q, log_best = (torch.cat(x, 1) for x in zip(*draft, strict=True))
+        draft = draft_logits(network, hidden, positions)
+        log_q, log_best = self._pick(draft, symbols)
         if not self.target:
             return log_q, None, log_best
         assert isinstance(network, Verifier)
         prefix = network.prefix(hidden, seen, order, i)
-        log_p = [
-            self._pick(network.verify(prefix, ranks[:, k], ranked), symbols[:, k])[0]
-            for k in blocks
-        ]
-        return log_q, torch.cat(log_p, 1), log_best
+        log_p, _ = self._pick(verify(network, prefix, ranks, ranked), symbols)
+        return log_q, log_p, log_best
 
-    def _pick(self, logits: Tensor, symbols: Tensor) -> tuple[Tensor, Tensor]:
+    def _pick(self, logits: Logits, symbols: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of the symbols, and the largest."""
-        log_p = log_probabilities(logits, self.temperature, self.top_p)
-        return log_p.gather(-1, symbols[..., None])[..., 0], log_p.amax(-1)
+        found = []
+        for k in logits.blocks():
+            log_p = log_probabilities(logits[:, k], self.temperature, self.top_p)
+            found.append((log_p.gather(-1, symbols[:, k, None])[..., 0], log_p.amax(-1)))
+        picked, largest = zip(*found, strict=True)
+        return torch.cat(picked, 1), torch.cat(largest, 1)

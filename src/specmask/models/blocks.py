@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from specmask.models.linear import Linear
 
@@ -17,11 +19,28 @@ def rotary_angles(positions: Tensor, pairs: int) -> Tensor:
     return positions.float()[..., None] * 10000.0**-exponent
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn channel pairs (c, c + half) of (B, H, K, C) by (B or 1, K, C/2) angles."""
-    cos, sin = angles.cos()[:, None].to(x.dtype), angles.sin()[:, None].to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+class Turns(NamedTuple):
+    """What `rotate` multiplies by, made once for all blocks: (B or 1, K, 1, C) each."""
+
+    cos: Tensor
+    sin: Tensor  # negative where a pair's first channel is turned
+
+
+def turns(angles: Tensor) -> Turns:
+    """(B or 1, K, C/2) angles → turns of channel pairs (c, c + C/2)."""
+    cos, sin = angles.cos()[..., None, :], angles.sin()[..., None, :]
+    return Turns(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+
+
+def row_turns(length: int, pairs: int, device: torch.device) -> Turns:
+    """Turns of the positions 0..length−1, the same for every row."""
+    return turns(rotary_angles(torch.arange(length, device=device)[None], pairs))
+
+
+def rotate(x: Tensor, by: Turns) -> Tensor:
+    """(B, K, H, C) with its channel pairs turned."""
+    swapped = x.roll(x.shape[-1] // 2, -1)
+    return (x * by.cos.to(x.dtype)).add_(swapped.mul_(by.sin.to(x.dtype)))
 
 
 def unit(x: Tensor) -> Tensor:
@@ -34,6 +53,11 @@ def root_mean_square(x: Tensor) -> Tensor:
     return x.square().mean(-1, keepdim=True).sqrt()
 
 
+def pick(x: Tensor, at: Tensor) -> Tensor:
+    """(B, L, C) at (2, n) rows and places → (n, C); each place at most once, or slow gradients."""
+    return x.flatten(0, 1).index_select(0, at[0] * x.shape[1] + at[1])
+
+
 class RMSNorm(nn.RMSNorm):
     """RMSNorm whose gain follows its input's type, so that the fused kernel serves bf16 too."""
 
@@ -43,7 +67,12 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with rotary attention and a gated MLP, no biases."""
+    """Pre-norm transformer block with rotary attention and a gated MLP, no biases.
+
+    With `recompute` only its input is kept for the backward pass, which computes the rest again.
+    """
+
+    recompute = False
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -57,27 +86,68 @@ class Block(nn.Module):
         self.mlp_in = Linear(width, 2 * hidden, bias=False)
         self.mlp_out = Linear(hidden, width, bias=False)
 
-    def keys_values(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor, by: Turns) -> tuple[Tensor, Tensor]:
         """(B, K, C) → keys, already turned, and values, each (B, H, K, C/H)."""
         k, v = self.key_value(self.attention_norm(x)).chunk(2, dim=-1)
-        return rotate(self._split(k), angles), self._split(v)
+        return rotate(self._split(k), by).transpose(1, 2), self._split(v).transpose(1, 2)
 
     def attend(
-        self, x: Tensor, angles: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
+        self,
+        x: Tensor,
+        by: Turns,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        at: Tensor | None = None,
     ) -> Tensor:
         """The block's output for (B, K, C) tracks that look at the given keys and values."""
-        q = rotate(self._split(self.query(self.attention_norm(x))), angles)
+        q = rotate(self._split(self.query(self.attention_norm(x))), by).transpose(1, 2)
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        x = x + self.dropout(self.attention_out(seen.transpose(1, 2).flatten(2)))
+        seen = seen.transpose(1, 2).flatten(2)
+        if at is not None:
+            x, seen = pick(x, at), pick(seen, at)
+        x = x + self.dropout(self.attention_out(seen))
         gate, value = self.mlp_in(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.dropout(self.mlp_out(F.silu(gate) * value))
 
-    def forward(self, x: Tensor, angles: Tensor, mask: Tensor | None = None) -> Tensor:
-        k, v = self.keys_values(x, angles)
-        return self.attend(x, angles, k, v, mask, causal=False)
+    def forward(
+        self,
+        x: Tensor,
+        turn_keys: Turns,
+        mask: Tensor | None = None,
+        turn_queries: Turns | None = None,
+        causal: bool = False,
+        at: Tensor | None = None,
+    ) -> Tensor:
+        """(B, K, C) → (B, K, C) at all tracks at once; queries are turned as keys are by default.
+
+        With `at`, (2, n) rows and tracks, (n, C): the output there alone, which is less work.
+        """
+        turn_queries = turn_keys if turn_queries is None else turn_queries
+        if not (self.recompute and torch.is_grad_enabled()):  # else nothing would be saved
+            return self._whole(x, turn_keys, turn_queries, mask, causal, at)
+        result: Tensor = checkpoint(
+            *(self._whole, x, turn_keys, turn_queries, mask, causal, at),
+            use_reentrant=False,
+            preserve_rng_state=self.training and self.dropout.p > 0,
+        )
+        return result
+
+    def _whole(
+        self,
+        x: Tensor,
+        turn_keys: Turns,
+        turn_queries: Turns,
+        mask: Tensor | None,
+        causal: bool,
+        at: Tensor | None,
+    ) -> Tensor:
+        k, v = self.keys_values(x, turn_keys)
+        return self.attend(x, turn_queries, k, v, mask, causal, at)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, (self.heads, -1))
 
 
 class Blocks(nn.ModuleList):
@@ -94,6 +164,9 @@ class Blocks(nn.ModuleList):
 
 def padding_mask(length: int, lengths: Tensor | None) -> Tensor | None:
     """(B, 1, 1, L) positions to attend to, or None where no row has padding."""
-    if lengths is None or not bool((lengths < length).any()):
+    if lengths is None:
+        return None
+    # A compiler cannot look; there a mask of nothing costs a little and changes nothing.
+    if not torch.compiler.is_compiling() and not bool((lengths < length).any()):
         return None
     return (torch.arange(length, device=lengths.device) < lengths[:, None])[:, None, None]

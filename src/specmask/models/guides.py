@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from specmask.checks import whole
 from specmask.errors import UserError, first_line
-from specmask.models.blocks import Blocks, RMSNorm, padding_mask, rotary_angles, unit
+from specmask.models.blocks import Blocks, RMSNorm, padding_mask, row_turns, unit
 from specmask.models.checkpoint import CONFIG, WEIGHTS, file_sha256, write_folder
 from specmask.models.protocol import Denoiser
 
@@ -126,13 +126,10 @@ class UnmaskingPolicy(Guide):
             (torch.where(masked, confidence, 1), masked, share.expand(masked.shape)), -1
         )
         length = masked.shape[1]
-        angles = rotary_angles(
-            torch.arange(length, device=masked.device),
-            self.config.width // self.config.heads // 2,
-        )[None]
+        by = row_turns(length, self.config.width // self.config.heads // 2, masked.device)
         x = self.read(inputs.to(self.read.weight.dtype))
         for block in self.blocks:
-            x = block(x, angles, padding_mask(length, lengths))
+            x = block(x, by, padding_mask(length, lengths))
         return self.logit(self.norm(x))[..., 0]
 
 
@@ -159,13 +156,10 @@ class ErrorHead(Guide):
     ) -> Float[Tensor, "rows length"]:
         """(B, L, C) hidden states of filled rows of (B,) lengths → logits that a token is wrong."""
         length = hidden.shape[1]
-        angles = rotary_angles(
-            torch.arange(length, device=hidden.device),
-            self.config.hidden // self.config.heads // 2,
-        )[None]
+        by = row_turns(length, self.config.hidden // self.config.heads // 2, hidden.device)
         x = unit(hidden.to(self.logit.weight.dtype))
         for block in self.blocks:
-            x = block(x, angles, padding_mask(length, lengths))
+            x = block(x, by, padding_mask(length, lengths))
         return self.logit(self.norm(x))[..., 0]
 
 

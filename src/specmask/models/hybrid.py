@@ -5,11 +5,12 @@ Paper: *Self-Speculative Masked Diffusions*, arXiv 2510.03929, §3; method.md §
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -18,9 +19,13 @@ from specmask.models.blocks import (
     Block,
     Blocks,
     RMSNorm,
+    Turns,
     padding_mask,
+    pick,
     root_mean_square,
     rotary_angles,
+    row_turns,
+    turns,
     unit,
 )
 from specmask.models.linear import Linear, PackedWeight
@@ -128,12 +133,11 @@ class Trunk(nn.Module):
         At unit mean square: the residual stream grows to a hundred times the embeddings, and would
         drown the token in what the head reads and the head's correction in what it adds to.
         """
-        position = torch.arange(tokens.shape[1], device=tokens.device)
         mask = padding_mask(tokens.shape[1], lengths)
-        angles = rotary_angles(position[None], self.pairs)
+        by = row_turns(tokens.shape[1], self.pairs, tokens.device)
         x = self.embed(tokens)
         for block in self.blocks:
-            x = block(x, angles, mask)
+            x = block(x, by, mask)
         return unit(x)
 
     def symbols(self, normed: Tensor) -> Tensor:
@@ -141,6 +145,9 @@ class Trunk(nn.Module):
         if self.unembed is not None:
             return self.unembed(normed)
         return self._unembedding.linear(normed, self.embed.weight[: self.vocab_size])
+
+
+Embed = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -155,8 +162,8 @@ class Tracks:
     """
 
     x: Tensor
-    key_angles: Tensor  # (B, K, C/2H)
-    query_angles: Tensor
+    turn_keys: Turns
+    turn_queries: Turns
 
 
 class Head(nn.Module):
@@ -202,9 +209,34 @@ class Head(nn.Module):
         # The start symbol stands at −1.
         read_at = rotary_angles(torch.where(ranks == 0, -1, order.gather(1, before)), self.pairs)
         predicts = rotary_angles(order.gather(1, ranks), self.pairs)
-        return Tracks(
-            x, torch.cat((read_at, predicts), dim=-1), torch.cat((predicts, predicts), dim=-1)
-        )
+        return Tracks(x, *_turns_of(read_at, predicts))
+
+    def all_tracks(
+        self, tokens: Tensor, embed: Embed, symbols: int, hidden: Tensor, order: Tensor
+    ) -> Tracks:
+        """As `tracks`, of all ranks at once and in fewer products.
+
+        `combine` is linear in its three parts, and neighbours along σ read the same hidden states:
+        a rank's is multiplied once for both. A token's product is that of its symbol, so where
+        these are few, one for each of them will do.
+
+        Args:
+            tokens: (B, L) in rank order, each below `symbols`. embed: tokens → (..., C).
+            hidden, order: as in `tracks`.
+        """
+        of_token, of_read, of_here = self.combine.weight.chunk(3, dim=1)
+        if symbols < tokens.numel():
+            every = torch.arange(symbols, device=tokens.device)
+            token = F.embedding(tokens, F.linear(unit(embed(every)), of_token))
+        else:
+            token = F.linear(unit(embed(tokens)), of_token)
+        here = F.linear(unit(hidden), torch.cat((of_read, of_here)))
+        read, here = here.chunk(2, dim=-1)
+        start = F.linear(self.start, torch.cat((of_token, of_read), dim=1))
+        first = start.expand(len(tokens), 1, -1)
+        x = here + torch.cat((first, (token + read)[:, :-1]), dim=1)
+        read_at = rotary_angles(F.pad(order[:, :-1], (1, 0), value=-1), self.pairs)
+        return Tracks(x, *_turns_of(read_at, rotary_angles(order, self.pairs)))
 
     def predict(self, x: Tensor, here: Tensor) -> Tensor:
         """Normalised output. The residual is h at the position predicted, not the one read.
@@ -214,6 +246,12 @@ class Head(nn.Module):
         """
         y = self.out(x) * root_mean_square(here)
         return self.norm(y + here if self.residual else y)
+
+
+def _turns_of(read_at: Tensor, predicts: Tensor) -> tuple[Turns, Turns]:
+    """(B, K, C/4H) angles of where tracks read and predict → turns of keys and of queries."""
+    keys, queries = (turns(torch.cat((at, predicts), dim=-1)) for at in (read_at, predicts))
+    return keys, queries
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:
@@ -303,6 +341,20 @@ class DraftNetwork(nn.Module):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(is_new(name))
 
+    def checkpoint_activations(self) -> None:
+        """Keep each block's input alone for the backward pass, which computes the rest again.
+
+        Loss and gradients are the same; a step needs far less memory and up to a third more time.
+
+        Raises:
+            UserError: a pretrained trunk that is trained and cannot do it.
+        """
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.recompute = True
+        if (pretrained := getattr(self.trunk, "checkpoint_activations", None)) is not None:
+            pretrained()
+
     def own_state(self) -> dict[str, Tensor]:
         """The weights that are ours to save: all but those of a frozen pretrained trunk."""
         state = named_once(self.state_dict(keep_vars=True))
@@ -311,18 +363,28 @@ class DraftNetwork(nn.Module):
         return state
 
     def features(
-        self, masked: Tensor, tokens: Tensor, order: Tensor, lengths: Tensor | None = None
+        self,
+        masked: Tensor,
+        tokens: Tensor,
+        order: Tensor,
+        lengths: Tensor | None = None,
+        scored: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """As `HybridNetwork.features`, without a target."""
-        return self.trunk.norm(_gather(self.trunk(masked, lengths), order)), None
+        hidden = _gather(self.trunk(masked, lengths), order)
+        return self.trunk.norm(hidden if scored is None else pick(hidden, scored)), None
 
     def logits(self, features: Tensor) -> Tensor:
         """(..., C) normalised features → (..., V) logits."""
         return self.trunk.symbols(features)
 
+    def draft_features(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """(B, L, C), (B, K) → (B, K, C), which `logits` unembeds."""
+        return self.trunk.norm(_gather(hidden, positions))
+
     def draft_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """(B, L, C), (B, K) → (B, K, V): unembedding at the asked positions only."""
-        return self.logits(self.trunk.norm(_gather(hidden, positions)))
+        return self.logits(self.draft_features(hidden, positions))
 
 
 class HybridNetwork(DraftNetwork):
@@ -353,28 +415,37 @@ class HybridNetwork(DraftNetwork):
     # ------------------------------------------------------------------------------ training
 
     def features(
-        self, masked: Tensor, tokens: Tensor, order: Tensor, lengths: Tensor | None = None
+        self,
+        masked: Tensor,
+        tokens: Tensor,
+        order: Tensor,
+        lengths: Tensor | None = None,
+        scored: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Both laws' normalised features at every rank, the head fed real tokens (method.md §3).
 
         Args:
             masked: (B, L) the trunk's input. tokens: (B, L) the real row. order: (B, L) σ.
             lengths: (B,) or None for rows of full length.
+            scored: (2, n) rows and ranks that are asked for, each once, or None for all.
 
         Returns:
-            draft and target features, each (B, L, C) in rank order; `logits` turns them into
-            logits, at as many ranks as the caller needs.
+            draft and target features, each (B, L, C) in rank order, or (n, C); `logits` turns them
+            into logits, at as many ranks as the caller needs.
         """
         hidden = _gather(self.trunk(masked, lengths), order)
-        ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
         # Padding stands at the last ranks, so the causal mask hides it from every real track.
-        embedded = self.trunk.embed(tokens.gather(1, order).roll(1, dims=1)).to(hidden.dtype)
-        tracks = self.head.tracks(ranks, embedded, hidden, order)
-        x = tracks.x
-        for block in self.head.blocks:
-            k, v = block.keys_values(x, tracks.key_angles)
-            x = block.attend(x, tracks.query_angles, k, v, mask=None, causal=True)
-        return self.trunk.norm(hidden), self.head.predict(x, hidden)
+        tracks = self.head.all_tracks(
+            *(tokens.gather(1, order), self.trunk.embed, max(self.vocab_size, self.mask_id + 1)),
+            *(hidden, order),
+        )
+        x, last = tracks.x, self.head_layers - 1
+        for layer, block in enumerate(self.head.blocks):
+            # Of the ranks that are known, only keys and values matter to the last block.
+            at = scored if layer == last else None
+            x = block(x, tracks.turn_keys, None, tracks.turn_queries, causal=True, at=at)
+        here = hidden if scored is None else pick(hidden, scored)
+        return self.trunk.norm(here), self.head.predict(x, here)
 
     # ------------------------------------------------------------------------------ sampling
 
@@ -390,6 +461,17 @@ class HybridNetwork(DraftNetwork):
             self._run(prefix, ranks, tokens.gather(1, order), keys_only=True)
         return prefix
 
+    def target_features(
+        self,
+        prefix: HybridPrefix,
+        ranks: Int64[Tensor, "rows ranks"],
+        drafts: Int64[Tensor, "rows length"],
+    ) -> Float[Tensor, "rows ranks width"]:
+        """What `logits` unembeds, of the window's tracks alone; see `Verifier.verify`."""
+        x = self._run(prefix, ranks, drafts)
+        here = _gather(prefix.hidden, ranks.clamp(max=drafts.shape[1] - 1))
+        return self.head.predict(x, here)
+
     def verify(
         self,
         prefix: HybridPrefix,
@@ -397,9 +479,7 @@ class HybridNetwork(DraftNetwork):
         drafts: Int64[Tensor, "rows length"],
     ) -> Float[Tensor, "rows ranks vocab"]:
         """Target logits of the window's tracks alone; see `Verifier.verify`."""
-        x = self._run(prefix, ranks, drafts)
-        here = _gather(prefix.hidden, ranks.clamp(max=drafts.shape[1] - 1))
-        return self.logits(self.head.predict(x, here))
+        return self.logits(self.target_features(prefix, ranks, drafts))
 
     def _run(
         self, prefix: HybridPrefix, ranks: Tensor, drafts: Tensor, keys_only: bool = False
@@ -416,11 +496,11 @@ class HybridNetwork(DraftNetwork):
         reach = int(inside.max()) + 1
         mask = (torch.arange(reach, device=ranks.device) <= ranks[..., None])[:, None]
         for layer, block in enumerate(self.head.blocks):
-            prefix.store(layer, ranks, *block.keys_values(x, tracks.key_angles))
+            prefix.store(layer, ranks, *block.keys_values(x, tracks.turn_keys))
             if keys_only and layer + 1 == len(self.head.blocks):
                 break
             k, v = prefix.keys[layer][:, :, :reach], prefix.values[layer][:, :, :reach]
-            x = block.attend(x, tracks.query_angles, k, v, mask, causal=False)
+            x = block.attend(x, tracks.turn_queries, k, v, mask, causal=False)
         return x
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from specmask.checks import optional_package, whole
-from specmask.errors import unknown
-from specmask.models.blocks import Blocks, padding_mask, root_mean_square, rotary_angles, unit
+from specmask.errors import UserError, unknown
+from specmask.models.blocks import Blocks, padding_mask, root_mean_square, row_turns, unit
 from specmask.models.hybrid import LOW_RANK, DraftNetwork, Head, HybridNetwork, initialise
 
 Kind = Literal["masked", "decoder", "shifted-decoder"]
@@ -107,11 +107,10 @@ class DraftBlocks(nn.Module):
 
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
         """(B, L, C) → (B, L, C); the change is measured in hidden's own root mean square."""
-        positions = torch.arange(hidden.shape[1], device=hidden.device)
-        angles, x = rotary_angles(positions[None], self.pairs), unit(hidden)
+        by, x = row_turns(hidden.shape[1], self.pairs, hidden.device), unit(hidden)
         mask = padding_mask(hidden.shape[1], lengths)
         for block in self.blocks:
-            x = block(x, angles, mask)
+            x = block(x, by, mask)
         return hidden + root_mean_square(hidden) * self.out(unit(x))
 
 
@@ -147,6 +146,34 @@ class PretrainedTrunk(nn.Module):
         """Whether no weight of the pretrained model is trained."""
         weights = self.backbone.named_parameters()
         return not any(p.requires_grad for name, p in weights if LOW_RANK not in name)
+
+    def checkpoint_activations(self) -> None:
+        """Recompute the pretrained blocks in the backward pass, in Transformers' way.
+
+        Nothing of a frozen model's pass is kept anyway.
+
+        Raises:
+            UserError: its blocks are trained, and cannot do it.
+        """
+        parameters = list(self.backbone.named_parameters())
+        if not any(p.requires_grad for _, p in parameters):
+            return
+        if any(LOW_RANK in name for name, _ in parameters):
+            # Transformers recomputes in training mode alone, in which dropout is on as well.
+            raise UserError(
+                "checkpoint_activations with low-rank updates: the pretrained model stays in "
+                "evaluation mode, in which Transformers keeps everything; leave one of the two "
+                "out, or raise accumulation to need less memory"
+            )
+        if not getattr(self.backbone, "supports_gradient_checkpointing", False):
+            raise UserError(
+                f"checkpoint_activations: {self.config.source} ({type(self.backbone).__name__}) "
+                "does not support it; leave it out, freeze the trunk, or raise accumulation to "
+                "need less memory"
+            )
+        newer = getattr(self.backbone, "activation_checkpointing_enable", None)  # since 5.20
+        enable: Any = newer or self.backbone.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, L) tokens → (B, L, C): the model's last hidden states, adapted."""

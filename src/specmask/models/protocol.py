@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -66,6 +67,89 @@ class Verifier(Denoiser, Protocol):
             (B, K, V) logits.
         """
         ...
+
+
+@runtime_checkable
+class Unembeds(Protocol):
+    """A network whose logits are a function of narrower features, one place at a time.
+
+    Not required: with it a sampler holds C features of each place of its window, and the V logits
+    of a few places at a time.
+    """
+
+    def draft_features(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """As `Denoiser.draft_logits`, before the unembedding: (B, K, C)."""
+        ...
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(..., C) → (..., V)."""
+        ...
+
+
+@runtime_checkable
+class UnembedsTarget(Unembeds, Protocol):
+    """And so is the target's."""
+
+    def target_features(self, prefix: Any, ranks: Tensor, drafts: Tensor) -> Tensor:
+        """As `Verifier.verify`, before the unembedding: (B, K, C)."""
+        ...
+
+
+_BLOCK = {"cpu": 1 << 21}  # what a core's cache still helps with: 16 MB of float64
+_BLOCK_ELSEWHERE = 1 << 25  # what keeps a large device busy: 256 MB
+
+
+class Logits:
+    """(B, K, V) logits of which only the asked places are formed; index the first two axes.
+
+    At length 1024 with 50257 symbols one row of them has 206 MB, and of most no more is wanted
+    than one symbol's probability. Where all of them fit in a block they are formed at once.
+
+    Args:
+        features: (B, K, C), or the logits themselves.
+        unembed: (..., C) → (..., V); None where `features` are the logits.
+        vocab_size: V.
+    """
+
+    def __init__(
+        self, features: Tensor, unembed: Callable[[Tensor], Tensor] | None, vocab_size: int
+    ) -> None:
+        rows, ranks = features.shape[:2]
+        self.shape = rows, ranks, vocab_size
+        block = _BLOCK.get(features.device.type, _BLOCK_ELSEWHERE)
+        self._ranks = max(1, block // (rows * vocab_size))
+        if unembed is not None and ranks <= self._ranks:
+            features, unembed = unembed(features), None
+        self.dtype, self.device = features.dtype, features.device
+        self._features, self._unembed = features, unembed
+
+    def __getitem__(self, places: Any) -> Tensor:
+        found = self._features[places]
+        return found if self._unembed is None else self._unembed(found)
+
+    def part(self, *places: Tensor) -> Logits:
+        """The logits at (B', K') places, by index into the first two axes."""
+        return Logits(self._features[places], self._unembed, self.shape[2])
+
+    def blocks(self) -> Iterator[slice]:
+        """Slices of the rank axis, each small enough to be formed at once in float64."""
+        return (slice(k, k + self._ranks) for k in range(0, self.shape[1], self._ranks))
+
+
+def draft_logits(network: Denoiser, hidden: Tensor, positions: Tensor) -> Logits:
+    """`Denoiser.draft_logits`, formed where they are looked at."""
+    if isinstance(network, Unembeds):
+        return Logits(network.draft_features(hidden, positions), network.logits, network.vocab_size)
+    return Logits(network.draft_logits(hidden, positions), None, network.vocab_size)
+
+
+def verify(network: Verifier, prefix: Prefix, ranks: Tensor, drafts: Tensor) -> Logits:
+    """`Verifier.verify`: the pass is made here, its logits are formed where they are looked at."""
+    if isinstance(network, UnembedsTarget):
+        return Logits(
+            network.target_features(prefix, ranks, drafts), network.logits, network.vocab_size
+        )
+    return Logits(network.verify(prefix, ranks, drafts), None, network.vocab_size)
 
 
 def has_head(network: Denoiser) -> bool:
@@ -132,15 +216,15 @@ class Meter:
         self._trunk[self.rows] += 1
         return self._network.trunk(tokens, lengths)
 
-    def draft_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        return self._network.draft_logits(hidden, positions)
+    def draft_logits(self, hidden: Tensor, positions: Tensor) -> Logits:
+        return draft_logits(self._network, hidden, positions)
 
     def prefix(self, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor) -> Prefix:
         return self._verifier.prefix(hidden, tokens, order, revealed)
 
-    def verify(self, prefix: Prefix, ranks: Tensor, drafts: Tensor) -> Tensor:
+    def verify(self, prefix: Prefix, ranks: Tensor, drafts: Tensor) -> Logits:
         self._verify[self.rows[prefix.rows]] += 1
-        return self._verifier.verify(prefix, ranks, drafts)
+        return verify(self._verifier, prefix, ranks, drafts)
 
     @property
     def network(self) -> Denoiser:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, Self, runtime_checkable
 
@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from specmask.categorical import Purpose, draw, log_probabilities, uniform
+from specmask.categorical import Purpose, draw, log_probabilities, probabilities, uniform
+from specmask.checks import is_number
 from specmask.errors import UserError, unknown
 from specmask.masking import ORDERS, Law, order_by
-from specmask.models.protocol import Denoiser, Meter
+from specmask.models.protocol import Denoiser, Logits, Meter
 
 # ------------------------------------------------------------------------------------- contract
 
@@ -127,9 +128,9 @@ def check_order(order: str, allowed: Sequence[str] = ORDERS) -> None:
 
 def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
     """Raise UserError unless a setting is a finite number from `low` to `high`."""
-    if not (low <= value <= high and math.isfinite(value)):
+    if not (is_number(value) and low <= value <= high and math.isfinite(value)):
         wanted = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
-        raise UserError(f"{name}={value}: expected a finite number {wanted}")
+        raise UserError(f"{name}={value!r}: expected a finite number {wanted}")
 
 
 def no_law(sampler: object) -> UserError:
@@ -172,14 +173,14 @@ class Drafts:
     ranks: Int64[Tensor, "rows ranks"]
     inside: Bool[Tensor, "rows ranks"]
     positions: Int64[Tensor, "rows ranks"]
-    logits: Tensor
+    logits: Logits
     tokens: Int64[Tensor, "rows ranks"]
     log_q: Float64[Tensor, "rows ranks"]
     padding: int
 
 
 def draw_drafts(
-    model: Denoiser,
+    model: Meter,
     hidden: Tensor,
     state: State,
     ends: Int64[Tensor, "rows"],
@@ -200,35 +201,26 @@ def draw_drafts(
     return Drafts(ranks, inside, positions, logits, tokens, log_q, length)
 
 
-_BLOCK = 1 << 23  # float64 numbers held at once while probabilities are formed: 64 MB
-
-
-def blocks(rows: int, ranks: int, vocab: int) -> Iterator[slice]:
-    """Slices of the rank axis of (B, K, V) small enough to hold in float64."""
-    size = max(1, _BLOCK // (rows * vocab))
-    return (slice(k, k + size) for k in range(0, ranks, size))
-
-
 def draw_tokens(
-    logits: Tensor, uniforms: Tensor, temperature: float, top_p: float
+    logits: Logits, uniforms: Tensor, temperature: float, top_p: float
 ) -> tuple[Int64[Tensor, "rows ranks"], Float64[Tensor, "rows ranks"]]:
     """A token and its log-probability at each of (B, K) places, from (B, K, V) logits."""
     tokens, log_p = [], []
-    for k in blocks(*logits.shape):
-        log_probs = log_probabilities(logits[:, k], temperature, top_p)
-        tokens.append(draw(log_probs.exp(), uniforms[:, k]))
-        log_p.append(log_probs.gather(-1, tokens[-1][..., None])[..., 0])
+    for k in logits.blocks():
+        p = probabilities(logits[:, k], temperature, top_p)
+        tokens.append(draw(p, uniforms[:, k]))
+        log_p.append(p.gather(-1, tokens[-1][..., None])[..., 0].log())
     return torch.cat(tokens, 1), torch.cat(log_p, 1)
 
 
 def score_tokens(
-    logits: Tensor, tokens: Tensor, temperature: float, top_p: float
+    logits: Logits, tokens: Tensor, temperature: float, top_p: float
 ) -> Float64[Tensor, "rows ranks"]:
     """Tempered log-probability of (B, K) given tokens under (B, K, V) logits."""
     return torch.cat(
         [
             log_probabilities(logits[:, k], temperature, top_p).gather(-1, tokens[:, k, None])
-            for k in blocks(*logits.shape)
+            for k in logits.blocks()
         ],
         1,
     )[..., 0]

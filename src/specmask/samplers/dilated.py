@@ -31,7 +31,7 @@ def dilated_levels(block: int, base: int) -> list[int]:
 
     With strides s = B//a, B//a², … a level is what s divides and no level before had; what is left
     over is one more, and a last level smaller than the one before joins it. B = 8, a = 2 gives
-    {0, 4}, {2, 6}, {1, 3, 5, 7}.
+    {0, 4}, {2, 6}, {1, 3, 5, 7}; by these rules B = 3 and B = 5 are a single level at a = 2.
     """
     groups: list[list[int]] = []
     left = list(range(block))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from specmask.categorical import check_tempering, log_probabilities
 from specmask.checks import whole
+from specmask.errors import UserError
 from specmask.masking import Law
 from specmask.models.protocol import Meter
 from specmask.samplers.base import (
@@ -19,7 +20,6 @@ from specmask.samplers.base import (
     State,
     StepInfo,
     Uniforms,
-    blocks,
     check_number,
     initial_state,
     no_law,
@@ -75,6 +75,8 @@ class Klass:
     def __post_init__(self) -> None:
         check_number("threshold", self.threshold, 0, 1)
         check_number("epsilon", self.epsilon, 0)
+        if self.epsilon == 0:  # no distribution moves by less than nothing
+            raise UserError(f"epsilon={self.epsilon}: expected a finite number above 0, e.g. 0.01")
         whole("history", self.history, 1)
         whole("fallback", self.fallback, 1)
         whole("block", self.block, 0)
@@ -119,9 +121,13 @@ def _remember(state: KlassState, drafts: Drafts) -> KlassState:
     vocab = drafts.logits.shape[-1]
     first = state.log_p.shape[1] == 0
     row = torch.arange(rows, device=state.rows.device)[:, None]
-    memory = drafts.logits.new_zeros(rows, length, vocab) if first else state.log_p.clone()
+    memory = (
+        torch.zeros(rows, length, vocab, dtype=drafts.logits.dtype, device=drafts.logits.device)
+        if first
+        else state.log_p.clone()
+    )
     moved = torch.full((rows, length), torch.inf, dtype=torch.float64, device=state.rows.device)
-    for k in blocks(*drafts.logits.shape):
+    for k in drafts.logits.blocks():
         log_p = log_probabilities(drafts.logits[:, k])
         mine = row.expand_as(drafts.positions[:, k])[drafts.inside[:, k]]
         places = drafts.positions[:, k][drafts.inside[:, k]]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from specmask.categorical import check_tempering
 from specmask.checks import whole
-from specmask.errors import UserError
+from specmask.errors import UserError, first_line
 from specmask.masking import GroupLaw
 from specmask.models.protocol import Meter
 from specmask.samplers.ancestral import AncestralState, next_group
@@ -122,11 +122,14 @@ class Optimal:
     def __post_init__(self) -> None:
         whole("steps", self.steps, 1)
         try:
-            values = torch.tensor(self.profile, dtype=torch.float64)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"profile: expected a tuple of numbers, got {error}") from None
+            values = torch.as_tensor(self.profile, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = first_line(error)
+            raise UserError(f"profile: expected a tuple of numbers, got {reason}") from None
         if values.ndim != 1 or not bool(values.isfinite().all()):
             raise UserError("profile: expected a tuple of finite numbers, from nll_profile")
+        if not isinstance(self.profile, tuple):  # settings name cached cuts, so they are hashable
+            object.__setattr__(self, "profile", tuple(values.tolist()))
         check_tempering(self.temperature, self.top_p)
 
     def init(self, canvas: Canvas, uniforms: Uniforms) -> AncestralState:

@@ -13,9 +13,10 @@ from specmask.checks import optional, whole
 from specmask.errors import UserError, unknown
 from specmask.masking import SCHEDULES, Law, Schedule, schedule_levels
 from specmask.models.checkpoint import Model
-from specmask.models.protocol import Denoiser, Meter
+from specmask.models.protocol import Denoiser, Meter, draft_logits
 from specmask.samplers.base import (
     Canvas,
+    Drafts,
     State,
     StepInfo,
     Uniforms,
@@ -102,7 +103,7 @@ class PathPlanning:
         tokens = at_positions(drafts, filled, state.tokens)
         ranking = scores(drafts, "drawn")
         if self.planner is not None:
-            ranking = torch.where(seen, self._plan(model, state, tokens, drafts.positions), ranking)
+            ranking = torch.where(seen, self._plan(model, state, tokens, drafts), ranking)
         ranking = torch.where(seen, self.eta * ranking, ranking)
 
         levels = schedule_levels(self.schedule, self.steps).to(given.device)
@@ -112,9 +113,12 @@ class PathPlanning:
         kept = at_positions(drafts, best(ranking, free - masked), state.given)
         return rewrite(replace(state, step=state.step + 1), tokens, kept, model.mask_id)
 
-    def _plan(self, model: Meter, state: State, tokens: Tensor, positions: Tensor) -> Tensor:
+    def _plan(self, model: Meter, state: State, tokens: Tensor, drafts: Drafts) -> Tensor:
         assert self.planner is not None
-        network = self.planner.network
+        network, on = self.planner.network, self.planner.device
         model.charge(network.trunk_layers)
-        logits = network.draft_logits(network.trunk(tokens, state.lengths), positions)
-        return score_tokens(logits, tokens.gather(1, positions), 1.0, 1.0)
+        # What lies outside a row may be the mask, of which no model has a probability.
+        known = tokens.gather(1, drafts.positions).masked_fill(~drafts.inside, 0)
+        hidden = network.trunk(tokens.to(on), state.lengths.to(on))
+        logits = draft_logits(network, hidden, drafts.positions.to(on))
+        return score_tokens(logits, known.to(on), 1.0, 1.0).to(tokens.device)

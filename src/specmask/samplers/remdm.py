@@ -101,6 +101,8 @@ class ReMDM:
             raise unknown("schedule", self.schedule, SCHEDULES)
         if self.rule == "loop" and self.schedule != "linear":
             raise UserError(f"schedule={self.schedule!r} with rule='loop': its schedule is linear")
+        for name in ("t_on", "t_off", "alpha_on"):
+            check_number(name, getattr(self, name), 0, 1)
         if not 0 < self.t_off < self.t_on < 1:
             raise UserError(f"t_on={self.t_on}, t_off={self.t_off}: expected 0 < t_off < t_on < 1")
         if not 0 < self.alpha_on < 1:

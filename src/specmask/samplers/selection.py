@@ -12,7 +12,7 @@ from torch import Tensor
 from specmask.categorical import log_probabilities
 from specmask.errors import unknown
 from specmask.models.protocol import Meter
-from specmask.samplers.base import Drafts, State, Uniforms, blocks, draw_drafts, place, reveal
+from specmask.samplers.base import Drafts, State, Uniforms, draw_drafts, place, reveal
 
 Score = Literal["drawn", "top", "margin", "entropy"]
 
@@ -39,7 +39,7 @@ def scores(drafts: Drafts, score: Score) -> Float64[Tensor, "rows ranks"]:
     less that of the next; entropy: its negative, in nats.
     """
     found = []
-    for k in blocks(*drafts.logits.shape):
+    for k in drafts.logits.blocks():
         log_p = log_probabilities(drafts.logits[:, k])
         if score == "drawn":
             found.append(log_p.gather(-1, drafts.tokens[:, k, None])[..., 0])

@@ -15,6 +15,7 @@ from specmask.categorical import (
     check_tempering,
     draw_residual,
     log_probabilities,
+    probabilities,
     run_ratio,
 )
 from specmask.checks import whole
@@ -28,14 +29,13 @@ from specmask.masking import (
     order_by,
     window_ends,
 )
-from specmask.models.protocol import Meter
+from specmask.models.protocol import Logits, Meter
 from specmask.samplers.base import (
     Canvas,
     Drafts,
     State,
     StepInfo,
     Uniforms,
-    blocks,
     check_number,
     check_order,
     draw_drafts,
@@ -150,8 +150,8 @@ class Speculative:
                 window.redraw(u, self.temperature, self.top_p)
                 row, k = window.inside.nonzero(as_tuple=True)
                 ranked[left[row], window.ranks[row, k]] = window.tokens[row, k]
-            logits = model.verify(prefix, window.ranks, ranked[left])
-            accepted, token = self._judge(window, logits, state.rows[left], counter, uniforms, n)
+            target = model.verify(prefix, window.ranks, ranked[left])
+            accepted, token = self._judge(window, target, state.rows[left], counter, uniforms, n)
             reached = scanned[left] + accepted  # where the scan ended, counted in the window
             cut = (reached < size[left]).nonzero()[:, 0]
             row, at = left[cut], reached[cut]
@@ -169,41 +169,59 @@ class Speculative:
     def _judge(
         self,
         window: _Window,
-        target: Tensor,
+        target: Logits,
         rows: Tensor,
         counter: Tensor,
         uniforms: Uniforms,
         n: int,
     ) -> tuple[Tensor, Tensor]:
         """How many drafts of each row's window are accepted, and what replaces the next one."""
-        log_q = window.log_q
-        log_p = score_tokens(target, window.tokens, self.temperature, self.top_p)
-        if self.first == "accept" and n == 0:
-            log_p[:, 0] = log_q[:, 0]  # p_i(i) := q_i(i)
         u = uniforms(rows, window.positions, Purpose.ACCEPT, counter)
+        alike = self.first == "accept" and n == 0  # p_i(i) := q_i(i)
         if self.verification == "block":
-            log_c = run_ratio(log_q, log_p)
-            excess = self._excess(window, target, log_c)
-            accepted = accept_block(log_c, excess, u, window.inside)
-        else:  # the residual is that of a sure run
-            log_c = torch.zeros_like(log_q)
-            accepted = accept_prefix(log_q, log_p, u, window.inside)
+            log_p = score_tokens(target, window.tokens, self.temperature, self.top_p)
+            if alike:
+                log_p[:, 0] = window.log_q[:, 0]
+            log_c = run_ratio(window.log_q, log_p)
+            accepted = accept_block(log_c, self._excess(window, target, log_c), u, window.inside)
+        else:
+            accepted = self._accepted_run(window, target, u, alike)
+            log_c = torch.zeros_like(u)  # the residual is that of a sure run
 
         at = accepted.clamp(max=target.shape[1] - 1)[:, None]
-        every = torch.arange(len(at), device=at.device)
-        q = log_probabilities(window.draft_logits(at)[:, 0], self.temperature, self.top_p).exp()
-        p = log_probabilities(target[every, at[:, 0]], self.temperature, self.top_p).exp()
+        every = torch.arange(len(at), device=at.device)[:, None]
+        q = probabilities(window.draft_logits(at)[:, 0], self.temperature, self.top_p)
+        p = probabilities(target[every, at][:, 0], self.temperature, self.top_p)
         position = window.positions.gather(1, at)
         u = uniforms(rows, position, Purpose.RESIDUAL, counter)[:, 0]
         return accepted, draw_residual(q, log_c.gather(1, at).exp() * p, u)
 
-    def _excess(self, window: _Window, target: Tensor, log_c: Tensor) -> Tensor:
+    def _accepted_run(
+        self, window: _Window, target: Logits, uniforms: Tensor, alike: bool
+    ) -> Tensor:
+        """Token-wise verification, a block of ranks after the other until every row has rejected:
+        of a large vocabulary, no logits are formed that no scan comes to."""
+        accepted = torch.zeros_like(window.tokens[:, 0])
+        for k in target.blocks():
+            log_q, tokens = window.log_q[:, k], window.tokens[:, k]
+            log_p = log_probabilities(target[:, k], self.temperature, self.top_p)
+            log_p = log_p.gather(-1, tokens[..., None])[..., 0]
+            if alike and k.start == 0:
+                log_p[:, 0] = log_q[:, 0]
+            going = accepted == k.start  # this row has rejected nothing yet
+            run = accept_prefix(log_q, log_p, uniforms[:, k], window.inside[:, k])
+            accepted = accepted + run * going
+            if k.stop < target.shape[1] and not bool((accepted == k.stop).any()):
+                break
+        return accepted
+
+    def _excess(self, window: _Window, target: Logits, log_c: Tensor) -> Tensor:
         """(B, K) s_t = Σ_v (c_t·p(v) − q(v))₊ at the rank after t drafts (method.md §7)."""
         c, excess = log_c[:, :-1, None].exp(), []
-        for k in blocks(*target.shape):
-            p = log_probabilities(target[:, k], self.temperature, self.top_p).exp()
+        for k in target.blocks():
+            p = probabilities(target[:, k], self.temperature, self.top_p)
             draft = window.draft_logits(window.every[:, k])
-            q = log_probabilities(draft, self.temperature, self.top_p).exp()
+            q = probabilities(draft, self.temperature, self.top_p)
             excess.append((c[:, k] * p - q).clamp_min(0).sum(-1))
         return torch.cat(excess, 1)
 
@@ -211,7 +229,7 @@ class Speculative:
         log_best = torch.cat(
             [
                 log_probabilities(drafts.logits[:, k], self.temperature, self.top_p).amax(-1)
-                for k in blocks(*drafts.logits.shape)
+                for k in drafts.logits.blocks()
             ],
             dim=1,
         )
@@ -220,12 +238,9 @@ class Speculative:
     def _most_confident_first(self, model: Meter, hidden: Tensor, state: State) -> State:
         length = state.tokens.shape[1]
         every = torch.arange(length, device=state.tokens.device).expand_as(state.tokens)
+        logits = model.draft_logits(hidden, every)
         best = torch.cat(  # largest log-probability, ≤ 0
-            [
-                model.draft_logits(hidden, every[:, k]).float().log_softmax(-1).amax(-1)
-                for k in blocks(len(every), length, model.vocab_size)
-            ],
-            dim=1,
+            [logits[:, k].float().log_softmax(-1).amax(-1) for k in logits.blocks()], dim=1
         )
         rank = torch.empty_like(state.order).scatter(1, state.order, every)
         known = rank < state.revealed[:, None]  # these keep the order they were revealed in
@@ -254,8 +269,5 @@ class _Window:
 
     def redraw(self, uniforms: Tensor, temperature: float, top_p: float) -> None:
         """Draw every draft of this part anew."""
-        drawn = [
-            draw_tokens(self.draft_logits(self.every[:, k]), uniforms[:, k], temperature, top_p)
-            for k in blocks(len(self.every), self.every.shape[1], self._drafts.logits.shape[-1])
-        ]
-        self.tokens, self.log_q = (torch.cat(x, 1) for x in zip(*drawn, strict=True))
+        logits = self._drafts.logits.part(self._rows[:, None], self._index)
+        self.tokens, self.log_q = draw_tokens(logits, uniforms, temperature, top_p)

@@ -12,7 +12,10 @@ OPTIMIZERS = ("adamw", "muon")
 REVEALED = ("uniform", "log")
 
 CADENCE = frozenset(
-    {"log_every", "eval_every", "save_every", "save_every_seconds", "keep", "compile"}
+    {
+        *("log_every", "eval_every", "save_every", "save_every_seconds", "keep"),
+        *("compile", "checkpoint_activations"),
+    }
 )
 """Fields that may differ when a run is resumed: they say when to look and how fast, not what."""
 
@@ -53,6 +56,8 @@ class TrainConfig:
     """Peak learning rate of Muon, scaled by max(1, rows/columns)^½ for each matrix."""
     compile: bool = False
     """Compile the training step with torch.compile (slow start, faster steps)."""
+    checkpoint_activations: bool = False
+    """Recompute what is inside a block in the backward pass: far less memory, somewhat slower."""
     revealed: str = "uniform"
     """How many tokens of a training row are revealed: uniform (the paper's), or log, uniform in
     log(1 + i). Where a few tokens decide the row, as in proteins of one family, that is where

@@ -17,7 +17,8 @@ from specmask.categorical import Purpose, uniform
 from specmask.checks import check_seed, whole
 from specmask.models.checkpoint import Model
 from specmask.models.guides import ErrorHead, ErrorHeadConfig, hidden_width
-from specmask.samplers.base import check_number, draw_tokens
+from specmask.models.protocol import draft_logits
+from specmask.samplers.base import check_number, draw_tokens, score_tokens
 from specmask.training.guide_run import GuideRun, adamw
 from specmask.training.loss import Rows, draw_masks, tokens_and_lengths
 
@@ -81,7 +82,7 @@ def fill(model: Model, rows: Rows, seed: int, step: int) -> Filled:
     hidden_ranks = (places >= revealed[:, None]) & (places < lengths[:, None])
     drawn = torch.zeros_like(hidden_ranks).scatter(1, order, hidden_ranks)
     hidden = network.trunk(tokens.masked_fill(drawn, network.mask_id), lengths)
-    logits = network.draft_logits(hidden, places.expand(tokens.shape))
+    logits = draft_logits(network, hidden, places.expand(tokens.shape))
     numbers = torch.arange(len(tokens), device=model.device)[:, None]
     found, _ = draw_tokens(logits, uniform(seed, numbers, places, Purpose.DRAFT, step), 1.0, 1.0)
     filled = torch.where(drawn, found, tokens)
@@ -129,8 +130,9 @@ def validate(model: Model, head: ErrorHead, rows: Rows, seed: int = 0) -> dict[s
         filled.tokens.masked_fill(filled.drawn, model.network.mask_id), filled.lengths
     )
     places = torch.arange(filled.tokens.shape[1], device=model.device).expand(filled.tokens.shape)
-    log_p = model.network.draft_logits(hidden, places).log_softmax(-1)
-    chance = log_p.gather(-1, filled.tokens[..., None])[..., 0].exp()
+    chance = score_tokens(
+        draft_logits(model.network, hidden, places), filled.tokens, 1.0, 1.0
+    ).exp()
     wrong = filled.wrong[filled.drawn]
     return {
         "loss": float(loss),

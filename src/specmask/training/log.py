@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-TIMINGS = frozenset({"seconds", "tokens_per_second"})
+TIMINGS = frozenset({"seconds", "tokens_per_second", "mfu", "data_wait", "peak_flops"})
 """Fields in which a resumed log may differ from an uninterrupted one."""
 
 
@@ -29,22 +29,32 @@ class Since:
     target_nll: float = 0.0
     grad_norm: float = 0.0
     seconds: float = 0.0
+    waited: float = 0.0
+    flops: float = 0.0
 
-    def add(self, tokens: int, draft: float, target: float, norm: float, seconds: float) -> None:
-        """Take one step in."""
+    def add(self, draft: float, target: float, norm: float) -> None:
+        """Take the losses and the gradient norm of one step in."""
         self.steps += 1
-        self.tokens += tokens
         self.draft_nll += draft
         self.target_nll += target
         self.grad_norm += norm
-        self.seconds += seconds
 
-    def row(self) -> dict[str, float]:
-        """Means over the steps, and the speed."""
+    def time(self, tokens: int, flops: float, seconds: float, waited: float) -> None:
+        """Take in what one step did and how long it took, the wait for its data included."""
+        self.tokens += tokens
+        self.flops += flops
+        self.seconds += seconds
+        self.waited += waited
+
+    def row(self, peak: float) -> dict[str, float]:
+        """Means over the steps, the speed, and its share of `peak`, FLOPs a second at best."""
+        seconds = max(self.seconds, 1e-9)
         return {
             **nats_and_bits(self.draft_nll / self.steps, self.target_nll / self.steps),
             "grad_norm": self.grad_norm / self.steps,
-            "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
+            "tokens_per_second": self.tokens / seconds,
+            "mfu": self.flops / seconds / peak,
+            "data_wait": self.waited / seconds,
         }
 
 
@@ -147,7 +157,7 @@ class Screen:
 
     def train(self, step: int, row: Mapping[str, float]) -> None:
         """Both terms, the speed and the time left."""
-        text = f"{_terms(row)}  {row['tokens_per_second']:,.0f} tokens/s  {self._left(step)} left"
+        text = f"{_terms(row)}  {_speed(row)}  {self._left(step)} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         else:
@@ -169,3 +179,9 @@ class Screen:
 
 def _terms(row: Mapping[str, float]) -> str:
     return f"draft {row['draft_nll']:.4f}  target {row['target_nll']:.4f} nats/token"
+
+
+def _speed(row: Mapping[str, float]) -> str:
+    """Waiting for data is told where it is worth mending."""
+    text = f"{row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.1%}"
+    return text if row["data_wait"] < 0.01 else f"{text}  waiting for data {row['data_wait']:.0%}"

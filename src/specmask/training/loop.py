@@ -26,6 +26,7 @@ from specmask.models.hybrid import DraftNetwork
 from specmask.training import checkpoints
 from specmask.training.checks import check_input, identify, open_run
 from specmask.training.config import TrainConfig
+from specmask.training.feed import Batch, Feed, make_batch
 from specmask.training.log import Screen, write_synced
 from specmask.training.loss import Rows
 from specmask.training.run import Run, versions
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Batches", "train", "versions"]
 
 Batches = Callable[[int], Rows]
-"""step → `batch_size` rows; a pure function of the step."""
+"""step → `batch_size` rows; a pure function of the step, called in a thread, a few steps ahead."""
 
 _SINGLE_COPY = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -79,6 +80,8 @@ def train(
     main = accelerator.is_main_process
     if config.frozen_trunk:
         network.freeze_trunk()
+    if config.checkpoint_activations:
+        network.checkpoint_activations()
     first = batches(0)
     check_input(network, first, config, validation)
     identity = identify(network, first, config)
@@ -108,10 +111,19 @@ def train(
 
 
 def _loop(run: Run, batches: Batches, validation: Rows | None, screen: Screen) -> None:
-    config = run.config
-    with _signals() as received:
+    config, accelerator = run.config, run.accelerator
+    process, processes = accelerator.process_index, accelerator.num_processes
+    pinned = run.device.type == "cuda"
+
+    def make(step: int) -> Batch:
+        return make_batch(batches(step), step, config, process, processes, pinned)
+
+    if config.compile:
+        screen.say("compiling: the first step takes a minute or more, the others are faster")
+    with _signals() as received, Feed(make, range(run.step, config.steps)) as feed:
         while run.step < config.steps:
-            stop = run.update(batches(run.step), stop=bool(received))
+            batch, waited = feed.take()
+            stop = run.update(batch, waited, stop=bool(received))
             step, last = run.step, run.step == config.steps
             screen.advance(step)
             if last or step % config.log_every == 0:

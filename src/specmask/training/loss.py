@@ -73,30 +73,48 @@ def draw_masks(
     return order, torch.minimum(many.long(), lengths - 1)
 
 
+def scored_ranks(
+    revealed: Int64[Tensor, "rows"], lengths: Int64[Tensor, "rows"] | None, length: int
+) -> Int64[Tensor, "2 masked"]:
+    """Row and rank of every masked token: the ranks from `revealed` to a row's end."""
+    return _masked(revealed, lengths, length).nonzero().T.contiguous()
+
+
+def _masked(revealed: Tensor, lengths: Tensor | None, length: int) -> Tensor:
+    """(B, L), in rank order."""
+    ranks = torch.arange(length, device=revealed.device)
+    ends = torch.full_like(revealed, length) if lengths is None else lengths
+    return (ranks >= revealed[:, None]) & (ranks < ends[:, None])
+
+
 def loss_terms(
     network: DraftNetwork,
     tokens: Int64[Tensor, "rows length"],
     order: Int64[Tensor, "rows length"],
     revealed: Int64[Tensor, "rows"],
     lengths: Int64[Tensor, "rows"] | None = None,
+    scored: Int64[Tensor, "2 masked"] | None = None,
 ) -> LossTerms:
-    """1/(D−i) · Σ_{d≥i} −log q_i(d) and the same for p_i, averaged over rows (method.md §3)."""
-    length = tokens.shape[1]
-    ranks = torch.arange(length, device=tokens.device)
-    ends = torch.full_like(revealed, length) if lengths is None else lengths
-    scored = (ranks >= revealed[:, None]) & (ranks < ends[:, None])  # in rank order
-    hide = torch.zeros_like(scored).scatter(1, order, scored)  # in position order
-    masked = tokens.masked_fill(hide, network.mask_id)
-    draft, target = network.features(masked, tokens, order, lengths)
-    if target is None:  # without a head, the target is the draft
-        target = draft
+    """1/(D−i) · Σ_{d≥i} −log q_i(d) and the same for p_i, averaged over rows (method.md §3).
 
-    row, rank = scored.nonzero(as_tuple=True)
+    `scored` is `scored_ranks` where that is known: to find it a device stops for the host, and a
+    compiled step falls into parts.
+    """
+    length = tokens.shape[1]
+    ends = torch.full_like(revealed, length) if lengths is None else lengths
+    masks = _masked(revealed, lengths, length)
+    hide = torch.zeros_like(masks).scatter(1, order, masks)  # in position order
+    masked = tokens.masked_fill(hide, network.mask_id)
+    scored = scored_ranks(revealed, lengths, length) if scored is None else scored
+    draft, target = network.features(masked, tokens, order, lengths, scored)
+    row, rank = scored
     symbols = tokens.gather(1, order)[row, rank]
     weight = 1.0 / ((ends - revealed)[row] * len(tokens))
 
     def nll(features: Tensor) -> Tensor:
-        logits = network.logits(features[row, rank]).float()
+        logits = network.logits(features).float()
         return (weight * F.cross_entropy(logits, symbols, reduction="none")).sum()
 
-    return LossTerms(nll(draft), nll(target))
+    draft_nll = nll(draft)
+    # Without a head, the target is the draft.
+    return LossTerms(draft_nll, draft_nll if target is None else nll(target))

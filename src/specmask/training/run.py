@@ -20,6 +20,8 @@ from specmask.training import checkpoints, optimizers
 from specmask.training.checkpoints import Checkpoint
 from specmask.training.config import TrainConfig, lr_factor
 from specmask.training.ema import Ema, copy_into, trained, weights
+from specmask.training.feed import Batch, Part
+from specmask.training.flops import count_flops, measured_peak
 from specmask.training.log import Log, Since, nats_and_bits
 from specmask.training.loss import Rows, draw_masks, loss_terms, tokens_and_lengths
 
@@ -57,19 +59,20 @@ class Run:
         if config.compile:
             objective.compile()
         self.objective, *self.steppers = accelerator.prepare(objective, *self.optimizers.values())
+        self.flops = count_flops(network)
+        self.peak = accelerator.num_processes * measured_peak(self.device, config.precision)
         self.log = self._open_log() if accelerator.is_main_process else None
         self._saved_at = time.perf_counter()
 
-    def update(self, rows: Rows, stop: bool) -> bool:
-        """One optimiser step on batch_size rows.
+    def update(self, batch: Batch, waited: float, stop: bool) -> bool:
+        """One optimiser step; the batch was waited for, for so many seconds.
 
         `stop` asks to stop after it; the answer says whether any process was asked.
         """
         started = time.perf_counter()
         optimizers.set_lr(self.optimizers, lr_factor(self.step, self.config))
         self._set_mode()
-        tokens, lengths = tokens_and_lengths(rows)
-        terms = self._gradients(tokens, lengths)
+        terms = self._gradients(batch.parts)
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.config.clip)
         flag = torch.tensor([float(stop)], device=self.device)
         told = self.accelerator.reduce(torch.cat((terms, norm.detach()[None], flag)), "mean")
@@ -80,11 +83,12 @@ class Run:
             stepper.zero_grad()
         self.ema.update(self.step)
         self.step += 1
-        count = tokens.numel() if lengths is None else int(lengths.sum())
-        self.tokens += count
-        seconds = time.perf_counter() - started
+        tokens, flops = int(batch.lengths.sum()), self.flops.of_batch(batch.lengths, batch.revealed)
+        seconds = waited + time.perf_counter() - started
+        self.tokens += tokens
         self.seconds += seconds
-        self.since.add(count, draft, target, length, seconds)
+        self.since.add(draft, target, length)
+        self.since.time(tokens, flops, seconds, waited)
         return stops > 0
 
     def validate(self, validation: Rows) -> dict[str, Any]:
@@ -92,7 +96,9 @@ class Run:
         tokens, lengths = tokens_and_lengths(validation)
         tokens = tokens[: self.config.eval_rows]
         lengths = None if lengths is None else lengths[: self.config.eval_rows]
-        order, revealed = _masks(VALIDATION_SEED, 0, tokens, lengths, "uniform")
+        rows, longest = tokens.shape
+        sizes = torch.full((rows,), longest) if lengths is None else lengths
+        order, revealed = draw_masks(VALIDATION_SEED, 0, sizes, longest)
         chunk = self.config.batch_size // self.config.accumulation
         total = torch.zeros(2, dtype=torch.float64)
         self.network.eval()
@@ -111,7 +117,7 @@ class Run:
 
     def log_line(self) -> dict[str, Any]:
         """Write the means since the last line."""
-        row = {"step": self.step, "tokens": self.tokens, **self.since.row()}
+        row = {"step": self.step, "tokens": self.tokens, **self.since.row(self.peak)}
         row["lr"] = self.config.lr * lr_factor(self.step - 1, self.config)
         row["seconds"] = self.seconds
         self.since = Since()
@@ -154,29 +160,21 @@ class Run:
         """Some of the rows, on the device; no lengths stay no lengths."""
         return [None if t is None else t[part].to(self.device) for t in rows]
 
-    def _gradients(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
-        """Gradients of the mean loss over the batch; (2,) draft and target term of this process.
-
-        Revealed counts rise along the batch, so micro-batches take every n-th row: each then holds
-        many and few masks alike.
-        """
+    def _gradients(self, parts: list[Part]) -> Tensor:
+        """Gradients of the mean loss over the batch; (2,) draft and target term of this process."""
         # Dropout, where a trunk has it, is a function of (seed, step, process) too.
         torch.manual_seed(
             (self.config.seed << 40) + (self.step << 10) + self.accelerator.process_index
         )
-        config = self.config
-        order, revealed = _masks(config.seed, self.step, tokens, lengths, config.revealed)
-        parts = config.accumulation
-        stride = parts * self.accelerator.num_processes
         terms = torch.zeros(2, device=self.device)
-        for micro in range(parts):
-            first = self.accelerator.process_index * parts + micro
-            part = slice(first, None, stride)
-            rows = self._take(part, tokens, order, revealed, lengths)
+        for part in parts:
+            here = part.on(self.device)
+            if self.config.compile:  # once for all numbers of masked tokens
+                torch._dynamo.maybe_mark_dynamic(here.scored, 1)
             with self.accelerator.accumulate(self.objective):
-                loss, both = self.objective(*rows)
+                loss, both = self.objective(*here)
                 self.accelerator.backward(loss)
-            terms += both / parts
+            terms += both / len(parts)
         return terms
 
     def _check_finite(self, draft: float, target: float, norm: float) -> None:
@@ -200,6 +198,7 @@ class Run:
             "versions": versions(),
             "parameters": count,
             "trained_parameters": sum(t.numel() for t in self.parameters.values()),
+            "peak_flops": self.peak,
         }
         return Log(self.out / "log.jsonl", header, self.step)
 
@@ -230,10 +229,15 @@ class Objective(nn.Module):
         self.network = network
 
     def forward(
-        self, tokens: Tensor, order: Tensor, revealed: Tensor, lengths: Tensor | None
+        self,
+        tokens: Tensor,
+        order: Tensor,
+        revealed: Tensor,
+        lengths: Tensor | None,
+        scored: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The loss, and (2,) its draft and target terms without gradient."""
-        terms = loss_terms(self.network, tokens, order, revealed, lengths)
+        terms = loss_terms(self.network, tokens, order, revealed, lengths, scored)
         return terms.total, torch.stack((terms.draft_nll, terms.target_nll)).detach()
 
 
@@ -244,11 +248,3 @@ def versions() -> dict[str, str]:
     except PackageNotFoundError:
         own = "not installed"  # run from the source tree
     return {"specmask": own, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def _masks(
-    seed: int, step: int, tokens: Tensor, lengths: Tensor | None, law: str
-) -> tuple[Tensor, Tensor]:
-    rows, longest = tokens.shape
-    full = torch.full((rows,), longest)
-    return draw_masks(seed, step, full if lengths is None else lengths, longest, law)
