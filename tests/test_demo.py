@@ -160,7 +160,7 @@ def test_refused_before_anything_is_drawn(
         raise AssertionError("a pass was made")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("specmask.models.hybrid.HybridTransformer.draft_logits", drawn)
+    monkeypatch.setattr("specmask.models.hybrid.HybridTransformer.draft_features", drawn)
     assert cli.main(["demo", *options]) == 2
     err = capsys.readouterr().err
     assert err.startswith("specmask: ")

@@ -124,9 +124,9 @@ def test_a_row_without_probability_is_refused(
     tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = tiny_network(vocab_size=4, length=LENGTH)
-    real = network.draft_logits
+    real = network.logits
     forbid = torch.tensor([0.0, 0, 0, -math.inf])
-    monkeypatch.setattr(network, "draft_logits", lambda *args: real(*args) + forbid)
+    monkeypatch.setattr(network, "logits", lambda features: real(features) + forbid)
     rows = tokens.clamp(max=2)
     rows[7, 3] = 3
     order = specmask.random_orders(rows)
