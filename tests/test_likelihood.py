@@ -464,3 +464,32 @@ def test_progress_runs_once_over_all_groups_of_rows(monkeypatch: pytest.MonkeyPa
     for done in ([n for n, _ in seen], [n for n, _ in grouped]):
         assert done == sorted(done)
         assert done[-1] == tokens.numel()
+
+
+@pytest.mark.slow
+def test_a_row_of_1024_tokens() -> None:
+    """As many trunk passes, on a CPU; what is in the table is what `features` says, and progress
+    ends at its total."""
+    length = 1024
+    network = tiny_network(length=length, vocab_size=20, dtype=torch.float32)
+    tokens = torch.randint(20, (1, length), generator=torch.Generator().manual_seed(0))
+    order = specmask.random_orders(tokens, seed=3)
+    seen: list[tuple[int, int]] = []
+    table = specmask.conditionals(
+        specmask.wrap(network), tokens, order, progress=lambda *counts: seen.append(counts)
+    )
+    assert seen[-1] == (length, length)
+    assert table.log_p is not None
+    for i in (0, 1, 511, 1023):
+        known = order[:, :i]
+        masked = torch.full_like(tokens, network.mask_id)
+        masked = masked.scatter(1, known, tokens.gather(1, known))
+        with torch.no_grad():
+            found = [network.logits(x) for x in network.features(masked, tokens, order)]
+        for logits, law in zip(found, (table.log_q, table.log_p), strict=True):
+            log_p = logits.double().log_softmax(-1)
+            want = log_p.gather(-1, tokens.gather(1, order)[..., None])[0, i:, 0]
+            torch.testing.assert_close(law[0, i, i:], want, atol=1e-4, rtol=0)
+    total = specmask.score(table, Speculative(CosineWindow(0.01), 3).law()).log_prob
+    assert bool(total.isfinite().all())
+    assert float(total) < -length
