@@ -281,8 +281,12 @@ def law_on(network: HybridTransformer) -> torch.Tensor:
 @pytest.mark.parametrize("mode", [{"dtype": "bfloat16"}, {"quantize": "int8"}])
 def test_pretrained_trunks(protein_model: Path, mode: dict[str, Any]) -> None:
     """Cast or quantised: log-probabilities near the plain ones, logits in float32."""
-    plain = specmask.from_pretrained_trunk(protein_model, draft_layers=1)
-    other = specmask.from_pretrained_trunk(protein_model, draft_layers=1)
+    plain, other = (
+        specmask.from_pretrained_trunk(
+            protein_model, tokenizer=protein_model / "vocab.txt", draft_layers=1
+        )
+        for _ in range(2)
+    )
     prepare(other.network, **mode)
     out = specmask.sample(plain, num=3, length=8)
     first, second = (

@@ -134,6 +134,7 @@ def _measure(args: Bench, file: Path) -> list[Point]:
     domain = _domain(args, model, reference)
     about = {
         "model": model.name,
+        **modes,
         "weights": fingerprint(model.network),
         "layers": [model.network.trunk_layers, model.network.head_layers],
         "data": {"file": args.data.name, "sha256": file_sha256(args.data)},
@@ -142,7 +143,6 @@ def _measure(args: Bench, file: Path) -> list[Point]:
         "seed": args.seed,
         "num": args.samples,
         "bf16": args.bf16,
-        **modes,
         "judged_by": domain.digest,
     }
     benchmark = Benchmark(
