@@ -36,9 +36,7 @@ def float_network(**sizes: Any) -> HybridTransformer:
 def law(network: HybridTransformer, batch_size: int = 64) -> torch.Tensor:
     """(243,) log-probabilities of all rows, left to right."""
     order = all_orders(LENGTH)[0].expand_as(ROWS)
-    return specmask.log_prob(
-        specmask.wrap(network), ROWS, order, SAMPLER, batch_size=batch_size
-    )
+    return specmask.log_prob(specmask.wrap(network), ROWS, order, SAMPLER, batch_size=batch_size)
 
 
 def divergence(plain: torch.Tensor, own: torch.Tensor) -> float:
@@ -139,9 +137,7 @@ def test_int8_moves_the_shipped_models_bits_by_little() -> None:
 
 def test_int8_is_the_trunks_alone() -> None:
     network = prepare(float_network(), quantize="int8")
-    maps = {
-        name: type(part) for name, part in network.named_modules() if name.endswith("query")
-    }
+    maps = {name: type(part) for name, part in network.named_modules() if name.endswith("query")}
     assert maps == {
         "trunk.blocks.0.query": Int8Linear,
         "trunk.blocks.1.query": Int8Linear,
@@ -215,7 +211,9 @@ def test_padded_rows_are_cut_off_and_copies_have_their_own_weights() -> None:
     assert other.trunk.compiled is not network.trunk.compiled
     other.trunk.compiled._run = network.trunk.compiled._run
     other.trunk.embed.weight.mul_(-1)
-    assert not torch.equal(other.trunk(ROWS[:3], lengths[1:4]), network.trunk(ROWS[:3], lengths[1:4]))
+    assert not torch.equal(
+        other.trunk(ROWS[:3], lengths[1:4]), network.trunk(ROWS[:3], lengths[1:4])
+    )
 
 
 @pytest.mark.slow
