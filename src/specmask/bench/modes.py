@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -38,7 +38,7 @@ MODES: dict[str, dict[str, Any]] = {
     "graphs": {"compile": "graphs"},
     "graphs bfloat16": {"compile": "graphs", "dtype": "bfloat16"},
 }
-SOURCES = ("draft", "target")
+SOURCES: tuple[Literal["draft", "target"], ...] = ("draft", "target")
 
 
 @dataclass(frozen=True)
