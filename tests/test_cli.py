@@ -423,6 +423,14 @@ SETTINGS_REFUSED = [
     (("--device", "meta"), ("device meta", "cannot compute")),
     (("--device", "hpu"), ("device hpu", "cannot compute")),
 ]
+MODES_REFUSED = [
+    (("--dtype", "bfloat"), ("unknown dtype 'bfloat'", "Did you mean 'bfloat16'")),
+    (("--compile", "graph"), ("unknown compile 'graph'", "Did you mean 'graphs'")),
+    (("--compile", "graphs"), ("compile='graphs' on cpu", "CUDA")),
+    (("--quantize", "int4"), ("unknown quantize 'int4'", "int8")),
+    (("--quantize", "int8", "--compile", "True"), ("quantize='int8'", "leave one")),
+    (("--quantize", "int8", "--dtype", "bfloat16"), ("quantize='int8'", "leave one")),
+]
 
 
 @pytest.mark.parametrize(("options", "words"), SETTINGS_REFUSED)
@@ -470,6 +478,58 @@ def test_sample_refused(
 ) -> None:
     said = refused("sample", model, "--out", tmp_path / "a.jsonl", *options)
     assert all(word in said for word in words)
+
+
+@pytest.mark.parametrize(("options", "words"), MODES_REFUSED)
+@pytest.mark.parametrize("verb", ["sample", "bench"])
+def test_modes_refused(
+    data: Path,
+    refused: Callable[..., str],
+    verb: str,
+    options: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    """Before the model is loaded: this one is not there."""
+    said = refused(verb, "nothing", *(("--data", data) if verb == "bench" else ()), *options)
+    assert all(word in said for word in words)
+
+
+@pytest.mark.parametrize("options", [("--dtype", "bfloat16"), ("--quantize", "int8")])
+def test_bench_refuses_autocast_of_a_rounded_network(
+    data: Path, refused: Callable[..., str], options: tuple[str, ...]
+) -> None:
+    assert "--bf16 with" in refused("bench", "nothing", "--data", data, "--bf16", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "modes"),
+    [
+        ((), {}),
+        (("--dtype", "bfloat16"), {"dtype": "bfloat16"}),
+        (("--quantize", "int8"), {"quantize": "int8"}),
+    ],
+)
+def test_sample_in_a_mode_is_what_the_library_gives(
+    tmp_path: Path, model: Path, options: tuple[str, ...], modes: dict[str, Any]
+) -> None:
+    rows = sampled(model, tmp_path / "a.jsonl", "--num", 3, "--seed", 2, *options)
+    out = specmask.sample(specmask.load(model, **modes), num=3, seed=2)
+    plain = {"dtype": "float32", "compile": False, "quantize": None}
+    for row, tokens in zip(rows, out.tokens.tolist(), strict=True):
+        assert row["tokens"] == tokens
+        assert {name: row[name] for name in plain} == {**plain, **modes}
+
+
+def test_sample_says_that_it_compiles_before_it_does(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> torch.Tensor:
+        assert "compile: the first pass" in capsys.readouterr().err
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: run)
+    monkeypatch.setattr("specmask.models.modes._check_compiler", lambda kind: None)
+    assert command("sample", model, "--num", 1, "--compile", "True") == 130
 
 
 @pytest.mark.parametrize(

@@ -303,14 +303,19 @@ def test_a_run_names_its_arithmetic_and_its_judge(
     assert command(*usual) == 0
     (tmp_path / "words").write_text("b cab")
     assert "bf16 false" in refused(*usual, "--bf16")
+    assert 'dtype "float32"' in refused(*usual, "--dtype", "bfloat16")
+    assert "quantize null" in refused(*usual, "--quantize", "int8")
     assert "judged_by" in refused(*usual, "--words", tmp_path / "words")
     run_line, *rest = (out / "results.jsonl").read_text().splitlines(keepends=True)
     before = json.loads(run_line)
     assert before.pop("bf16") is False
+    assert [before.pop(n) for n in ("dtype", "compile", "quantize")] == ["float32", False, None]
     assert len(before.pop("judged_by")) == 64
     (out / "results.jsonl").write_text("".join([json.dumps(before) + "\n", *rest]))
     assert command(*usual) == 0
     assert "bf16 false" in refused(*usual, "--bf16")
+    assert command(*usual, "--overwrite", "--quantize", "int8") == 0
+    assert json.loads((out / "results.jsonl").open().readline())["quantize"] == "int8"
 
 
 def test_the_rows_that_were_scored_are_told(folder: Path, data: Path, tmp_path: Path) -> None:

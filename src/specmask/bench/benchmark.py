@@ -40,7 +40,12 @@ from specmask.training.loop import versions
 _PLAIN_STEPS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _PROFILE_ROWS = 32
 _TUNED = ("window", "rounds", "first")
-_EARLIER: dict[str, Any] = {"bf16": False}
+_EARLIER: dict[str, Any] = {
+    "bf16": False,
+    "dtype": "float32",
+    "compile": False,
+    "quantize": None,
+}
 """What a file says of a run, by an earlier version that did not write it down."""
 _UNSAID = ("judged_by",)
 """What such a file does not tell."""

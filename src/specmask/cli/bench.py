@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from specmask.bench.grid import named, read_grid
 from specmask.bench.run import Domain, Point
 from specmask.bench.tables import family, metric_of
 from specmask.checks import check_device
-from specmask.cli.options import check_least, check_seed
+from specmask.cli.options import ModeOptions, check_least, check_seed
 from specmask.cli.output import Bars, say
 from specmask.cli.rows import HeldOut, is_fasta, read_rows
 from specmask.data.files import read_text
@@ -29,6 +29,7 @@ from specmask.errors import UserError, unknown
 from specmask.metrics.proteins import composition
 from specmask.metrics.spelling import load_words, vocabulary
 from specmask.models.checkpoint import file_sha256
+from specmask.models.modes import check_modes
 from specmask.models.zoo import WORDS, ZOO, zoo_folder
 from specmask.samplers import SAMPLERS
 from specmask.samplers.driver import decode_rows
@@ -79,6 +80,7 @@ class Bench:
     """Begin results.jsonl again."""
     report: bool = False
     """Also write report.html, one page that holds all it needs."""
+    mode: tyro.conf.OmitArgPrefixes[ModeOptions] = field(default_factory=ModeOptions)
 
 
 def run_bench(args: Bench) -> None:
@@ -108,6 +110,13 @@ def _measure(args: Bench, file: Path) -> list[Point]:
     if args.data is None:
         raise UserError("no --data: expected a file of held-out text or FASTA, e.g. --data text8")
     check_device(args.device)
+    modes = args.mode.settings()
+    check_modes(args.device, **modes)
+    if args.bf16 and (args.mode.quantize or args.mode.dtype != "float32"):
+        raise UserError(
+            "--bf16 with --dtype or --quantize: --bf16 casts the float32 network for samples "
+            "alone; leave one of the two out"
+        )
     check_seed(args.seed)
     check_least(2, samples=args.samples, rows=args.rows)
     check_least(1, length=args.length, batch_size=args.batch_size)
@@ -119,12 +128,13 @@ def _measure(args: Bench, file: Path) -> list[Point]:
             raise unknown("sampler", name, SAMPLERS)
     if grid is not None:
         named(grid, args.samplers)
-    model = specmask.load(args.model or "", args.device, trunk=args.trunk)
+    model = specmask.load(args.model or "", args.device, trunk=args.trunk, **modes)
     scored, tuning = _halves(read_rows(model, args.data, args.length, 2 * args.rows), args)
     reference = read_rows(model, args.data, args.length, args.samples)
     domain = _domain(args, model, reference)
     about = {
         "model": model.name,
+        **modes,
         "weights": fingerprint(model.network),
         "layers": [model.network.trunk_layers, model.network.head_layers],
         "data": {"file": args.data.name, "sha256": file_sha256(args.data)},
@@ -153,6 +163,7 @@ def _measure(args: Bench, file: Path) -> list[Point]:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.overwrite:
         file.unlink(missing_ok=True)
+    args.mode.tell()
     with Bars() as bars:
         return run_benchmark(model, benchmark, file, _Screen(bars))
 

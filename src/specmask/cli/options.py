@@ -6,7 +6,7 @@ import ast
 import inspect
 import itertools
 import textwrap
-from dataclasses import MISSING, field, fields, make_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -23,7 +23,9 @@ import tyro
 
 import specmask
 from specmask.bench.run import show
+from specmask.cli.output import say
 from specmask.errors import UserError, unknown
+from specmask.models.modes import COMPILES
 from specmask.samplers import SAMPLERS, make_sampler
 from specmask.samplers.table import WORDS
 from specmask.training.config import TrainConfig
@@ -84,6 +86,28 @@ if TYPE_CHECKING:
     SamplerOptions: TypeAlias = Any
 else:
     SamplerOptions = make_dataclass("SamplerOptions", optional(SAMPLERS), frozen=True)
+
+
+@dataclass(frozen=True)
+class ModeOptions:
+    """How the network runs, as `specmask.load` takes it."""
+
+    dtype: str = "float32"
+    """float32, or bfloat16: rounded weights, half the memory, faster where the machine has it."""
+    compile: str = "False"
+    """True compiles trunk passes, which first takes a while; graphs (CUDA) also records them."""
+    quantize: str | None = None
+    """int8 (CPU): 8-bit products in the trunk; lossy, and faster in wide networks."""
+
+    def settings(self) -> dict[str, Any]:
+        """As keywords of `specmask.load`, which checks them."""
+        compile = {"true": True, "false": False}.get(self.compile.lower(), self.compile)
+        return {"dtype": self.dtype, "compile": compile, "quantize": self.quantize}
+
+    def tell(self) -> None:
+        """Say that there is a wait ahead, where there is."""
+        if self.settings()["compile"]:
+            say(f"compile: {COMPILES}")
 
 
 def given(options: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from specmask.checks import check_device
 from specmask.cli.canvases import Canvases, check_canvases, read_canvases
 from specmask.cli.options import (
     SAMPLER_DEFAULT_HELP,
+    ModeOptions,
     SamplerOptions,
     build_sampler,
     check_least,
@@ -26,6 +27,7 @@ from specmask.cli.options import (
 from specmask.cli.output import console, progress_bar, rows_file
 from specmask.data.fasta import FASTA, write_fasta
 from specmask.errors import UserError
+from specmask.models.modes import check_modes
 from specmask.samplers import default_sampler
 from specmask.training.loop import versions
 
@@ -60,11 +62,12 @@ class Sample:
     first_row: int = 0
     """Number of the first sample: rows 100.. continue a run of 100."""
     batch_size: int = 32
-    """Samples in one pass; the samples do not depend on it."""
+    """Samples in one pass; in float32 on a CPU, not compiled, the samples do not depend on it."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
     overwrite: bool = False
     """Replace an existing --out, at the end: a run that is interrupted leaves it as it was."""
+    mode: tyro.conf.OmitArgPrefixes[ModeOptions] = field(default_factory=ModeOptions)
     settings: tyro.conf.OmitArgPrefixes[SamplerOptions] = field(default_factory=SamplerOptions)
 
 
@@ -74,10 +77,11 @@ def run_sample(args: Sample) -> None:
     if args.sampler is not None or given(args.settings):
         sampler = build_sampler(args.sampler or "speculative", args.settings)
     _check(args)
-    model = specmask.load(args.model, args.device, trunk=args.trunk)
+    model = specmask.load(args.model, args.device, trunk=args.trunk, **args.mode.settings())
     if sampler is None:
         sampler = default_sampler(model)
     canvases = read_canvases(model, args)
+    args.mode.tell()
     lines = _sample_rows(model, sampler, args, canvases)
     if args.out is None:
         for line in lines:
@@ -104,6 +108,7 @@ def _check(args: Sample) -> None:
     """Refuse what can be refused before the model is loaded."""
     check_out(args.out, args.overwrite)
     check_device(args.device)
+    check_modes(args.device, **args.mode.settings())
     check_seed(args.seed)
     check_least(1, num=args.num, length=args.length, batch_size=args.batch_size)
     check_least(0, first_row=args.first_row)
@@ -122,6 +127,7 @@ def _sample_rows(
         "settings": settings_of(sampler),
         "seed": args.seed,
         "device": args.device,
+        **args.mode.settings(),
         "versions": versions(),
     }
     with progress_bar() as progress:

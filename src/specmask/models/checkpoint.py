@@ -25,6 +25,7 @@ from torch import Tensor
 from specmask.checks import check_device
 from specmask.errors import UserError, unknown
 from specmask.models.hybrid import DraftNetwork, HybridConfig, HybridTransformer, is_new
+from specmask.models.modes import Compile, check_modes, prepare
 from specmask.models.protocol import Denoiser
 from specmask.models.saved_sampler import SavedSampler, read_sampler
 from specmask.models.zoo import ZOO, zoo_folder
@@ -149,8 +150,14 @@ def save(
         overwrite: replace an existing folder.
 
     Raises:
-        UserError: a weight is not finite; the folder exists; the disk is full.
+        UserError: a weight is not finite; the network was prepared in bfloat16 or int8, so that its
+            weights are rounded; the folder exists; the disk is full.
     """
+    if network.rounded is not None:
+        raise UserError(
+            f"the network was prepared in {network.rounded}, its weights are rounded: load it in "
+            "float32 and save that, with dtype=torch.bfloat16 for half the file"
+        )
     state = {
         name: value.detach().to("cpu", dtype or value.dtype).contiguous()
         for name, value in network.own_state().items()
@@ -183,21 +190,30 @@ def load(
     device: str | torch.device = "cpu",
     *,
     trunk: str | Path | None = None,
+    dtype: str = "float32",
+    compile: Compile = False,
+    quantize: str | None = None,
 ) -> Model:
-    """A model from the zoo by name, or from a folder; weights in float32, eval mode.
+    """A model from the zoo by name, or from a folder; eval mode.
 
     Args:
         name_or_folder: see `ZOO`, or what `save` wrote.
         device: where the network goes.
         trunk: for a model on a pretrained trunk, the folder (or name) of the pretrained model, if
             it is not where it was when the head was trained, and no copy is in the folder.
+        dtype: "float32" or "bfloat16". compile: True, or "graphs" on CUDA. quantize: "int8" on a
+            CPU. See `models.modes.prepare`: bfloat16 and int8 round, so that the law is a network's
+            nearby; a row's tokens are independent of its batch, to the last bit, in float32 on a
+            CPU without compile alone.
 
     Raises:
         UserError: no such name or folder, a missing or damaged file, a missing, superfluous or
             misshapen tensor, a weight that is not finite; another pretrained model; a tokenizer
-            with more tokens than the network has; a damaged sampler.json.
+            with more tokens than the network has; a damaged sampler.json; modes that there are not,
+            or not on this device, not together or not for this network.
     """
     check_device(device)
+    check_modes(device, dtype=dtype, compile=compile, quantize=quantize)
     folder = Path(name_or_folder)
     if str(name_or_folder) in ZOO:
         folder = zoo_folder(str(name_or_folder))
@@ -217,7 +233,7 @@ def load(
         )
     floats = {name: value.float() for name, value in state.items()}
     network.load_state_dict(floats, strict=False)
-    network.to(device).eval()
+    prepare(network.to(device), dtype=dtype, compile=compile, quantize=quantize)
     tokenizer = _read_tokenizer(folder / TOKENIZER)
     if tokenizer is not None and isinstance(network, HybridTransformer):
         size = tokenizer.get_vocab_size()

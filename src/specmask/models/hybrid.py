@@ -111,6 +111,9 @@ class TrunkModule(Protocol):
 class Trunk(nn.Module):
     """Bidirectional blocks over positions, the mask symbol where nothing is revealed."""
 
+    compiled: Callable[[Trunk, Tensor, Tensor | None], Tensor] | None = None
+    """`hidden` for passes without gradients, where `modes.prepare` has compiled it."""
+
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         self.pairs = config.width // config.heads // 2
@@ -134,14 +137,22 @@ class Trunk(nn.Module):
         drown the token in what the head reads and the head's correction in what it adds to.
         """
         mask = padding_mask(tokens.shape[1], lengths)
+        if self.compiled is not None and not torch.is_grad_enabled():
+            return self.compiled(self, tokens, mask)
+        return self.hidden(tokens, mask)
+
+    def hidden(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, L) tokens, mask of `padding_mask` → (B, L, C): the pass itself, which looks at no
+        number, so that it can be one graph."""
         by = row_turns(tokens.shape[1], self.pairs, tokens.device)
-        x = self.embed(tokens)
+        x = self.embed(tokens).to(self.norm.weight.dtype)  # the blocks', which may be bfloat16
         for block in self.blocks:
             x = block(x, by, mask)
         return unit(x)
 
     def symbols(self, normed: Tensor) -> Tensor:
         """Normalised (..., C) → (..., V) logits. The mask has no logit, so it is never drawn."""
+        normed = normed.to(self.embed.weight.dtype)  # float32 where the blocks are in bfloat16
         if self.unembed is not None:
             return self.unembed(normed)
         return self._unembedding.linear(normed, self.embed.weight[: self.vocab_size])
@@ -227,9 +238,10 @@ class Head(nn.Module):
         of_token, of_read, of_here = self.combine.weight.chunk(3, dim=1)
         if symbols < tokens.numel():
             every = torch.arange(symbols, device=tokens.device)
-            token = F.embedding(tokens, F.linear(unit(embed(every)), of_token))
+            every = unit(embed(every)).to(of_token.dtype)
+            token = F.embedding(tokens, F.linear(every, of_token))
         else:
-            token = F.linear(unit(embed(tokens)), of_token)
+            token = F.linear(unit(embed(tokens)).to(of_token.dtype), of_token)
         here = F.linear(unit(hidden), torch.cat((of_read, of_here)))
         read, here = here.chunk(2, dim=-1)
         start = F.linear(self.start, torch.cat((of_token, of_read), dim=1))
@@ -320,6 +332,8 @@ class DraftNetwork(nn.Module):
 
     config: Any
     trunk: Any  # a module that is a TrunkModule
+    rounded: str | None = None
+    """What `modes.prepare` has rounded the weights to; such a network is not saved."""
 
     def __init__(
         self,

@@ -65,3 +65,43 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., inputs) → (..., outputs)."""
         return self._packed.linear(input, self.weight, self.bias)
+
+
+class Int8Linear(nn.Module):
+    """A linear map of 8-bit weights: inputs are rounded to 8 bits as they come, sums are exact.
+
+    Weights have a scale for each output channel, inputs one for each row and position: the largest
+    magnitude over 127. So what a row gives does not depend on the rows beside it. The integer
+    product is `torch._int_mm`. No gradients.
+
+    Args:
+        linear: what it replaces; its weight is not kept.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(1).clamp(min=_LEAST) / 127
+        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) → (..., outputs), in the type of the input."""
+        rows = x.detach().float().flatten(0, -2)
+        y = rows.new_empty(len(rows), len(self.weight))
+        for some, into in zip(rows.split(_ROWS), y.split(_ROWS), strict=True):
+            scale = some.abs().amax(-1, keepdim=True).clamp_(min=_LEAST).div_(127)
+            whole = (some / scale).round_().to(torch.int8)
+            into.copy_(torch._int_mm(whole, self.weight.t())).mul_(scale).mul_(self.scale)
+        if self.bias is not None:
+            y += self.bias
+        return y.to(x.dtype).unflatten(0, x.shape[:-1])
+
+
+_LEAST = 1e-30  # so that zeros can be divided by their scale
+_ROWS = 512  # whose integers stay in a core's cache until they are scaled

@@ -86,7 +86,8 @@ def stream(
         canvas: (B, L) tokens with `network.mask_id` at the positions to fill.
         lengths: (B,) tokens of each row if rows differ; what lies beyond is padding.
         seed: names all random numbers, 0 ≤ seed < 2⁶⁴.
-        batch_size: rows in one pass. A row's tokens do not depend on it.
+        batch_size: rows in one pass. A row's tokens do not depend on it, to the last bit of an
+            eager float32 network on a CPU; other modes and devices may round by it.
         rows: (B,) numbers of the rows among the seed's rows (default 0, 1, …): row 3 drawn alone
             with `rows=[3]` is row 3 of a larger call.
 
