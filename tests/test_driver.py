@@ -220,6 +220,8 @@ def test_more_of_anything_needs_more() -> None:
     half = tiny_network(vocab_size=VOCAB, length=LENGTH, width=16, dtype=torch.bfloat16)
     assert memory.estimate(half, 64, 8, 2) < least
     assert memory.widest(Speculative(FullWindow()), 9) == 9
+    assert memory.widest(Speculative(LinearWindow(0.3)), 9) == 3
+    assert memory.widest(Speculative(LinearWindow(0.3), order="confidence"), 9) is None
     assert memory.widest(Ancestral(), 9) is None
 
 

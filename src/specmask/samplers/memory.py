@@ -44,12 +44,12 @@ def estimate(
         UserError: a network that does not tell its sizes.
     """
     sizes: Any = getattr(network, "config", None)
-    if sizes is None:
+    if sizes is None or not isinstance(network, torch.nn.Module):
         raise UserError(
             f"batch_size='auto': {type(network).__name__} has no config that tells its sizes; "
             "pass a whole number"
         )
-    width, vocab, weight = sizes.width, network.vocab_size, _weights(network)[0]
+    width, vocab, weight = sizes.width, network.vocab_size, next(network.parameters())
     item, device = weight.element_size(), weight.device
     ranks = length if ranks is None else min(ranks, length)
     laws, head = (2, network.head_layers) if network.head_layers else (1, 0)
@@ -72,11 +72,6 @@ def estimate(
     return peak if device.type == "cuda" else peak * 5 // 4 + _HEAP
 
 
-def _weights(network: Denoiser) -> list[torch.Tensor]:
-    assert isinstance(network, torch.nn.Module)  # what has a config is one of ours
-    return list(network.parameters())
-
-
 def _scores(network: Denoiser, length: int) -> int:
     """Attention scores of a row, where a pretrained trunk forms them."""
     backbone: Any = getattr(getattr(network, "trunk", None), "backbone", None)
@@ -87,9 +82,9 @@ def _scores(network: Denoiser, length: int) -> int:
 
 
 def widest(sampler: Sampler, length: int) -> int | None:
-    """Ranks of a sampler's widest window on a row of some length; None where it has no window."""
+    """Ranks of a sampler's widest window on a row of some length; None where it looks at all."""
     window = getattr(sampler, "window", None)
-    if not isinstance(window, Window):
+    if not isinstance(window, Window) or getattr(sampler, "order", None) == "confidence":
         return None
     revealed = torch.arange(length)
     return int((window_ends(window, revealed, torch.tensor(length)) - revealed).max())
@@ -122,7 +117,8 @@ def fitting(model: Model, sampler: Sampler, length: int, count: int) -> Fit:
     needed = estimate(network, rows, length, ranks, top_p)
     free = free_memory(device)
     if device.type == "cpu":  # products have the weights once more, in a layout of their own
-        free = max(0, free - sum(weight.nbytes for weight in _weights(network)))
+        assert isinstance(network, torch.nn.Module)  # as `estimate` has seen
+        free = max(0, free - sum(weight.nbytes for weight in network.parameters()))
     while rows > 1 and needed > SHARE * free:
         rows //= 2
         needed = estimate(network, rows, length, ranks, top_p)
