@@ -6,6 +6,7 @@ import gzip
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,26 @@ def test_each_template_of_a_file_is_filled_in(model: Path, tmp_path: Path) -> No
         start, end = {"long": ("AC", "DE"), "short": ("W", ""), "middle": ("", "KK")}[str(name)]
         assert text.startswith(start)
         assert text.endswith(end)
+
+
+def test_rows_of_like_length_ride_together(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though they stand apart in the file, and it is written in its order."""
+    fasta = tmp_path / "loops.fasta"
+    fasta.write_text("".join(f">{k}\n{'A' + '-' * (9 if k % 2 else 2)}\n" for k in range(8)))
+    frames: list[specmask.Frame] = []
+    real = specmask.sample
+
+    def look(*args: Any, on_frame: Any, **settings: Any) -> specmask.Samples:
+        return real(*args, on_frame=frames.append, **settings)
+
+    monkeypatch.setattr(specmask, "sample", look)
+    out = tmp_path / "a.jsonl"
+    assert sample(model, out, "--template", fasta, "--num", 1, "--batch-size", 4) == 0
+    starts = [frame.lengths.tolist() for frame in frames if frame.step == 0]
+    assert starts == [[10] * 4, [3] * 4]
+    assert [len(str(row["text"])) for row in lines(out)] == [3, 10] * 4
 
 
 def test_lengths_are_those_of_the_file(model: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from refusal import command
 from specmask import cli
 from specmask.data.tokenizers import character_tokenizer
 from specmask.models.checkpoint import file_sha256
+from specmask.models.hybrid import Trunk
 from specmask.training.loop import versions
 
 PROGRAM = Path(sys.executable).parent / "specmask"
@@ -363,6 +365,54 @@ def test_sample_repeats_and_continues(tmp_path: Path, model: Path) -> None:
     assert [row["text"] for row in other] != whole
 
 
+def test_sample_tells_what_auto_comes_to(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = sampled(model, tmp_path / "a.jsonl", "--num", 5)
+    capsys.readouterr()
+    rows = sampled(model, tmp_path / "b.jsonl", "--num", 5, "--batch-size", "auto")
+    assert [row["text"] for row in rows] == [row["text"] for row in few]
+    assert re.match(
+        r"batches of 8: at most 0\.\d+ GB by estimate, of [\d.]+ GB free\n", capsys.readouterr().err
+    )
+
+
+def test_sample_goes_on_where_memory_runs_out(
+    tmp_path: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One line says so, and batches after that are no larger than what fitted."""
+    whole = sampled(model, tmp_path / "a.jsonl", "--num", 9)
+    forward, asked = Trunk.forward, []
+
+    def scarce(trunk: Trunk, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        asked.append(len(tokens))
+        if len(tokens) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(trunk, tokens, lengths)
+
+    monkeypatch.setattr(Trunk, "forward", scarce)
+    capsys.readouterr()
+    rows = sampled(model, tmp_path / "b.jsonl", "--num", 9, "--batch-size", 4)
+    assert [row["text"] for row in rows] == [row["text"] for row in whole]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "out of memory: going on with batches of 2"
+    assert len(said) == 2  # the other says where the samples are
+    assert [count for count in asked if count > 2] == [4]
+
+
+def test_sample_runs_on_as_many_threads_as_it_is_told(tmp_path: Path, model: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        sampled(model, tmp_path / "a.jsonl", "--num", 1, "--threads", 1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_sample_prints_text_to_stdout_and_cost_to_stderr(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -457,6 +507,8 @@ def test_settings_refused(
         (("--first-row", "-1"), ("--first-row -1", "at least 0")),
         (("--batch-size", "0"), ("0", "at least 1")),
         (("--batch-size", "-1"), ("-1", "at least 1")),
+        (("--threads", "0"), ("--threads 0", f"1 to {os.cpu_count()}")),
+        (("--threads", "4096"), ("--threads 4096", f"1 to {os.cpu_count()}")),
         (("--length", "0"), ("--length 0", "at least 1")),
         (("--length", "17"), ("length=17", f"1 to {LENGTH}")),
         (("--seed", "-1"), ("--seed -1", "0 <=")),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 
 import specmask
@@ -29,6 +31,7 @@ from specmask.data.fasta import FASTA, write_fasta
 from specmask.errors import UserError
 from specmask.models.modes import check_modes
 from specmask.samplers import default_sampler
+from specmask.samplers.memory import fitting
 from specmask.training.loop import versions
 
 
@@ -61,10 +64,13 @@ class Sample:
     """Names all random numbers."""
     first_row: int = 0
     """Number of the first sample: rows 100.. continue a run of 100."""
-    batch_size: int = 32
-    """Samples in one pass; in float32 on a CPU, not compiled, the samples do not depend on it."""
+    batch_size: int | Literal["auto"] = 32
+    """Samples in one pass, or auto: what the free memory holds. In float32 on a CPU, not compiled,
+    the samples do not depend on it."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """Threads of a CPU's pass; default what torch takes, usually one a core."""
     overwrite: bool = False
     """Replace an existing --out, at the end: a run that is interrupted leaves it as it was."""
     mode: tyro.conf.OmitArgPrefixes[ModeOptions] = field(default_factory=ModeOptions)
@@ -77,12 +83,16 @@ def run_sample(args: Sample) -> None:
     if args.sampler is not None or given(args.settings):
         sampler = build_sampler(args.sampler or "speculative", args.settings)
     _check(args)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     model = specmask.load(args.model, args.device, trunk=args.trunk, **args.mode.settings())
     if sampler is None:
         sampler = default_sampler(model)
     canvases = read_canvases(model, args)
     args.mode.tell()
-    lines = _sample_rows(model, sampler, args, canvases)
+    lines = _sample_rows(
+        model, sampler, args, canvases, _batch_size(model, sampler, args, canvases)
+    )
     if args.out is None:
         for line in lines:
             print(_shown(line), flush=True)
@@ -110,17 +120,49 @@ def _check(args: Sample) -> None:
     check_device(args.device)
     check_modes(args.device, **args.mode.settings())
     check_seed(args.seed)
-    check_least(1, num=args.num, length=args.length, batch_size=args.batch_size)
+    check_least(1, num=args.num, length=args.length)
+    if args.batch_size != "auto":
+        check_least(1, batch_size=args.batch_size)
     check_least(0, first_row=args.first_row)
+    cores = os.cpu_count() or 1
+    if args.threads is not None and not 1 <= args.threads <= cores:
+        raise UserError(f"--threads {args.threads}: expected 1 to {cores}, the cores there are")
     if args.first_row + args.num > 1 << 32:
         raise UserError(f"--first-row {args.first_row} --num {args.num}: expected rows below 2**32")
     check_canvases(args)
 
 
+_TOGETHER = 8  # batches of which rows of like length are put together, before any is written
+
+
+def _batch_size(model: specmask.Model, sampler: Any, args: Sample, canvases: Canvases) -> int:
+    """Rows in one pass; what auto has come to is told."""
+    if args.batch_size != "auto":
+        return args.batch_size
+    length = canvases.length or model.network.length
+    if canvases.lengths is not None:
+        length = int(canvases.lengths.max())
+    fit = fitting(model, sampler, length, canvases.num)
+    needed, free = (f"{size / 1e9:.2g} GB" for size in (fit.needed, fit.free))
+    said = f"batches of {fit.rows}: at most {needed} by estimate, of {free} free"
+    console.print(said, markup=False, soft_wrap=True)
+    return fit.rows
+
+
 def _sample_rows(
-    model: specmask.Model, sampler: Any, args: Sample, canvases: Canvases
+    model: specmask.Model, sampler: Any, args: Sample, canvases: Canvases, size: int
 ) -> Iterator[dict[str, Any]]:
-    """One JSON-able object per sample, in order, as batches finish."""
+    """One JSON-able object per sample, in order, as batches of `size` finish; some batches at a
+    time where lengths differ."""
+    lengths, told = canvases.lengths, False
+    ragged = lengths is not None and bool((lengths != lengths[0]).any())
+
+    def smaller(rows: int) -> None:
+        nonlocal size, told
+        if not told:
+            console.print(f"out of memory: going on with batches of {rows}", soft_wrap=True)
+        size, told = rows, True
+
     record = {
         "model": args.model,
         "sampler": sampler_name(sampler),
@@ -132,16 +174,18 @@ def _sample_rows(
     }
     with progress_bar() as progress:
         task = progress.add_task("sampling", total=canvases.num)
-        for start in range(0, canvases.num, args.batch_size):
-            stop = min(start + args.batch_size, canvases.num)
+        stop = 0
+        while stop < canvases.num:
+            start, stop = stop, min(stop + size * (_TOGETHER if ragged else 1), canvases.num)
             rows = range(args.first_row + start, args.first_row + stop)
             out = specmask.sample(
                 model,
                 sampler,
                 seed=args.seed,
-                batch_size=args.batch_size,
+                batch_size=size,
                 rows=rows,
                 on_frame=lambda frame: progress.advance(task, int(frame.finished.sum())),
+                on_smaller=smaller,
                 **canvases.take(slice(start, stop)),
             )
             for k, row in enumerate(rows):

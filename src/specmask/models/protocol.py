@@ -99,6 +99,11 @@ _BLOCK = {"cpu": 1 << 21}  # what a core's cache still helps with: 16 MB of floa
 _BLOCK_ELSEWHERE = 1 << 25  # what keeps a large device busy: 256 MB
 
 
+def block_size(device: torch.device) -> int:
+    """How many logits `Logits` forms at once, but for a single rank of more rows than that."""
+    return _BLOCK.get(device.type, _BLOCK_ELSEWHERE)
+
+
 class Logits:
     """(B, K, V) logits of which only the asked places are formed; index the first two axes.
 
@@ -116,8 +121,7 @@ class Logits:
     ) -> None:
         rows, ranks = features.shape[:2]
         self.shape = rows, ranks, vocab_size
-        block = _BLOCK.get(features.device.type, _BLOCK_ELSEWHERE)
-        self._ranks = max(1, block // (rows * vocab_size))
+        self._ranks = max(1, block_size(features.device) // (rows * vocab_size))
         if unembed is not None and ranks <= self._ranks:
             features, unembed = unembed(features), None
         self.dtype, self.device = features.dtype, features.device
@@ -212,6 +216,12 @@ class Meter:
             self.head_layers,
         )
 
+    def restore(self, passes: Passes) -> None:
+        """Set the counts back to what `passes` read, as if nothing had been asked since."""
+        self._trunk.copy_(passes.trunk)
+        self._verify.copy_(passes.verify)
+        self._extra.copy_(passes.extra)
+
     def trunk(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         self._trunk[self.rows] += 1
         return self._network.trunk(tokens, lengths)
@@ -232,7 +242,8 @@ class Meter:
         return self._network
 
     def take(self, rows: Tensor) -> Meter:
-        """The same meter about a part of its rows, by (B,) mask: what it counts is counted here."""
+        """The same meter about a part of its rows, by index or mask: what it counts is counted
+        here."""
         part = copy(self)
         part.rows = self.rows[rows]
         return part

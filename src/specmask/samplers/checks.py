@@ -64,7 +64,7 @@ def _check_tokens(network: Denoiser, canvas: Tensor) -> Tensor:
     return tokens
 
 
-def check_call(model: Model, sampler: Sampler, seed: int, batch_size: int) -> None:
+def check_call(model: Model, sampler: Sampler, seed: int, batch_size: int | str) -> None:
     """The rest of a call: what holds for every canvas.
 
     Raises:
@@ -72,7 +72,10 @@ def check_call(model: Model, sampler: Sampler, seed: int, batch_size: int) -> No
             needs a causal head where there is none, or one whose own network does not fit.
     """
     check_seed(seed)
-    whole("batch_size", batch_size, 1)
+    if isinstance(batch_size, str) and batch_size != "auto":
+        raise UserError(f"batch_size={batch_size!r}: expected a whole number, or 'auto'")
+    if batch_size != "auto":
+        whole("batch_size", batch_size, 1)
     network = model.network
     if sampler.verifies and not isinstance(network, Verifier):
         raise UserError(

@@ -140,6 +140,9 @@ def rollout(
     def watch(frame: Frame) -> None:
         if frame.step:
             confidence, masked, sizes = inputs.pop()
+            inputs.clear()  # of attempts that memory did not hold
+            beyond = (0, frame.tokens.shape[1] - masked.shape[1])  # a batch is as wide as its rows
+            confidence, masked = F.pad(confidence, beyond), F.pad(masked, beyond)
             chosen = masked & (frame.tokens != model.network.mask_id).to(masked.device)
             of = (frame.rows - first).to(masked.device)
             passes.append(Decisions(of, confidence, masked, sizes, chosen))
