@@ -58,6 +58,28 @@ def test_the_seconds_are_those_of_the_results() -> None:
     assert (CHOOSER / "seconds.md").read_text(encoding="utf-8") == text
 
 
+def tuned() -> tuple[str, Point, Point]:
+    """What the page says of the tuned setting, and the lines it says it of."""
+    lines = read_points(CHOOSER / "tune-32.jsonl")
+    chosen = next(line for line in lines if line.get("chosen"))
+    metered = next(line for line in lines if line["kind"] == "metered")
+    words = (
+        f"{chosen['bits']:.4f} bits on those rows, "
+        f"{chosen['nfe']:.2f} ± {chosen['nfe_se']:.2f} NFE predicted. {metered['samples']} "
+        f"samples metered {metered['nfe']:.2f} ± {metered['nfe_se']:.2f}."
+    )
+    return words, chosen, metered
+
+
+def test_the_tuned_setting_is_that_of_the_results() -> None:
+    """And its predicted and metered cost agree within two standard errors, below the budget."""
+    words, chosen, metered = tuned()
+    assert words in " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert chosen["settings"] == metered["settings"]
+    assert metered["apart"] < 2
+    assert metered["nfe"] < 32
+
+
 def test_every_measured_row_of_the_page_is_in_a_table() -> None:
     """A row of the page with a column NFE has the same cells as one of the generated tables."""
     measured = [row for file in GENERATED for row in rows_of(file.read_text(encoding="utf-8"))]
@@ -69,7 +91,7 @@ def test_every_measured_row_of_the_page_is_in_a_table() -> None:
 
 def test_every_figure_of_the_prose_is_in_a_table() -> None:
     """Numbers with two decimals or more, as they stand there; settings in `code` aside."""
-    tables = " ".join(file.read_text(encoding="utf-8") for file in GENERATED)
+    tables = " ".join(file.read_text(encoding="utf-8") for file in GENERATED) + tuned()[0]
     prose = re.sub(r"^\|.*$|`[^`]*`|```.*?```", "", PAGE.read_text("utf-8"), flags=re.M | re.S)
     figures = re.findall(r"(?<![\d.])\d+\.\d{2,}", prose)
     assert len(figures) > 5
