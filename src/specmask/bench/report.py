@@ -303,6 +303,8 @@ def write_report(folder: Path, points: Sequence[Point], *, page: bool = False) -
         if rows:
             made.append(name)
             (folder / name).write_text(markdown(header, rows), encoding="utf-8")
+        else:  # what an earlier report of other points has left would be no table of these
+            (folder / name).unlink(missing_ok=True)
     vectors: dict[str, str] = {}
     for name in _drawable(points):
         figure = _FIGURES[name][0](points)
