@@ -109,7 +109,9 @@ class Block(nn.Module):
             x, seen = pick(x, at), pick(seen, at)
         x = x + self.dropout(self.attention_out(seen))
         gate, value = self.mlp_in(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.dropout(self.mlp_out(F.silu(gate) * value))
+        inner = F.silu(gate)  # in place where nothing is kept of it: it is the widest there is
+        inner = inner * value if inner.requires_grad else inner.mul_(value)
+        return x + self.dropout(self.mlp_out(inner))
 
     def forward(
         self,
