@@ -221,15 +221,14 @@ print((peak() - before) * 1024 / 1e9)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
-def test_a_pass_at_gpt2_scale_stays_below_3_gb() -> None:
+def test_a_pass_at_gpt2_scale_holds_no_table_of_logits() -> None:
     """D = 1024, V = 50257, four rows, the window as wide as the row.
 
-    One float32 table of logits has 823 MB, and draft and target need one each; a float64 copy of
-    either would break the bound.
+    One float32 table of logits has 823 MB, draft and target have one each: neither is ever whole.
     """
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", ONE_PASS], capture_output=True, text=True, check=True, timeout=600
     )
     print(f"{float(done.stdout):.2f} GB at the peak, {time.perf_counter() - began:.0f} s")
-    assert 1.6 < float(done.stdout) < 3.0
+    assert 0.05 < float(done.stdout) < 0.6
