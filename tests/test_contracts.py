@@ -632,11 +632,15 @@ def test_a_stop_reveals_less_a_pass_and_always_a_rank() -> None:
     assert never.trunk_passes.tolist() == [LENGTH] * 4
 
 
-@pytest.mark.parametrize("case", ["speculative-block", "speculative-block-stop"])
-def test_blocks_of_ranks_change_nothing(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probabilities formed for three ranks at a time: the same samples."""
+@every_sampler
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_blocks_of_ranks_change_nothing(
+    case: str, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits formed for one or three ranks at a time, where they are looked at: the same samples,
+    also where a scan goes on from block to block or ends before the last."""
     whole = draw(case, num=4)
-    monkeypatch.setitem(protocol._BLOCK, "cpu", 4 * VOCAB * 3)
+    monkeypatch.setitem(protocol._BLOCK, "cpu", 4 * VOCAB * ranks)
     parts = draw(case, num=4)
     for k in range(4):
         assert_same_row(whole, k, parts, k)

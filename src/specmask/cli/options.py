@@ -97,7 +97,8 @@ class ModeOptions:
     compile: str = "False"
     """True compiles trunk passes, which first takes a while; graphs (CUDA) also records them."""
     quantize: str | None = None
-    """int8 (CPU): 8-bit products in the trunk; lossy, and faster in wide networks."""
+    """int8 (CPU): 8-bit products in the trunk; lossy, and at text8-small's width no
+    faster (docs/performance/modes.md)."""
 
     def settings(self) -> dict[str, Any]:
         """As keywords of `specmask.load`, which checks them."""

@@ -92,8 +92,8 @@ def prepare(
             takes long, told at level INFO of logging before.
         quantize: "int8" (CPU) rounds the weights of the trunk's linear maps to 8 bits, by output
             channel, and their inputs anew in each pass, by row and position, so that no row's
-            numbers depend on another's. Head, embedding and unembedding stay float32. It saves time
-            in wide networks, and none at text8-small's 160 channels.
+            numbers depend on another's. Head, embedding and unembedding stay float32. It is no
+            faster at text8-small's 160 channels (docs/performance/modes.md).
 
     bfloat16 and int8 are lossy: samples and laws are those of another network nearby. On 8 rows of
     128 that text8-small drew, int8 moves its exact bits per character by +0.0014 (draft) and

@@ -1,9 +1,8 @@
 """The one loop that drives every sampler: rows in, frames out, finished rows leave the batch.
 
 Rows of like length ride together, and a batch that memory does not hold goes on in halves. Rows
-that leave are not replaced: on a CPU a pass costs what its rows cost, and few places stand empty.
-In batches of 64 it is 4 % of them, as a mean over the samples of docs/chooser/results.jsonl and by
-the spread of their NFE; 10 % for Speculative, at most 52 % (Klass).
+that leave are not replaced: on a CPU a pass costs what its rows cost, and the passes of a sampler's
+rows differ little (NFE and their spread, docs/chooser/results.jsonl).
 """
 
 from __future__ import annotations
