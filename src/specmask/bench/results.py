@@ -429,8 +429,8 @@ def wall_clock(e: Evidence) -> str | None:
     points = e.points(CHOOSER.with_name("seconds.jsonl"))
     if not points:
         return None
-    first, run = points[0], e.points(CHOOSER)[:1]
-    about = f" Measured on {e.weights(run[0])}." if run else ""
+    first = points[0]
+    about = f" Measured on {e.weights(first)}." if "weights" in first else ""
     return f"""## Seconds beside passes
 
 Settings of about {NEAR:.0f} NFE in turn, {first["samples"]} rows at a time, {len(first["seconds"])}
@@ -623,7 +623,7 @@ def build(e: Evidence) -> str:
     return wrapped("\n\n".join((top, *parts)))
 
 
-_AS_IT_IS = ("|", "#", "!", "<", "`", "- ", "* ")
+_AS_IT_IS = ("|", "#", "!", "<", "```", "- ", "* ")
 
 
 def wrapped(text: str) -> str:
