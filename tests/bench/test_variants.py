@@ -156,10 +156,10 @@ def test_differences_are_paired_and_factors_those_of_the_curves() -> None:
         line.split("|")[1].strip(): [c.strip() for c in line.split("|")[1:-1]] for line in lines
     }
     assert cells["better"][6:10] == ["-0.500 ± 0.000"] * 4
-    assert cells[BASE][6] == "3.000 ± 0.100"
-    assert cells["better"][10] == "2.00 (2.00–2.00)"
-    assert cells[BASE][10] == "1.41 (1.41–1.41)"
-    assert cells["6 + 0"][10] == "–"
+    assert cells[BASE][7] == "3.000 ± 0.100"
+    assert cells["better"][12] == "2.00 (2.00–2.00)"
+    assert cells[BASE][12] == "1.41 (1.41–1.41)"
+    assert cells["6 + 0"][12] == "–"
 
 
 def test_errors_of_several_seeds_are_over_seeds() -> None:

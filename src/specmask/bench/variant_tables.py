@@ -19,9 +19,9 @@ from specmask.bench.plot import OURS, PLAIN, nfe_axis
 from specmask.bench.run import Point
 from specmask.bench.tables import markdown
 
-BUDGETS = (8, 12, 16, 24)
+BUDGETS = (6, 8, 12, 16)
 """NFE at which variants are compared."""
-STEPS = (16, 24)
+STEPS = (8, 12, 16)
 """Of the plain network, whose quality the factors are at."""
 PLAIN_NAME = "6 + 0"
 
@@ -143,7 +143,6 @@ def figure(
         (title, [o for n in names for o in trained if o.name == n and o.seed == 0])
         for title, names in panels
     ]
-    shown = [(title, ones) for title, ones in shown if len(ones) > 1]
     drawn, axes = plt.subplots(
         1, len(shown), figsize=(5 * len(shown), 4), layout="constrained", squeeze=False
     )
@@ -167,21 +166,29 @@ def figure(
     plt.close(drawn)
 
 
+def panels(trained: Sequence[Trained]) -> list[tuple[str, list[str]]]:
+    """Title and variants of each panel of the figure; base and plain stand in both."""
+    groups = {one.name: one.about["group"] for one in trained}
+    both = [trained[0].name, PLAIN_NAME]
+
+    def names(wanted: str) -> list[str]:
+        return both + [n for n, group in groups.items() if group == wanted and n not in both]
+
+    return [("the network", names("ablation")), ("its training", names("gain"))]
+
+
+def tables(trained: Sequence[Trained]) -> list[str]:
+    """The table of each panel."""
+    every = ("ablation", "gain")
+    return [
+        table([o for o in trained if o.name in names], trained[0].name, every)
+        for _, names in panels(trained)
+    ]
+
+
 def write_page(out: Path, points: Sequence[Point]) -> None:
     """ablations.md, gain.md and frontiers.png in `out`."""
     trained = read(points)
-    base = trained[0].name
-    names = list(dict.fromkeys(one.name for one in trained))
-    groups = {one.name: one.about["group"] for one in trained}
-    for file, group in (("ablations.md", "ablation"), ("gain.md", "gain")):
-        kept = [o for o in trained if groups[o.name] == group or o.name in (base, PLAIN_NAME)]
-        text = table(kept, base, ("ablation", "gain"))
-        (out / file).write_text(text + "\n", encoding="utf-8")
-    panels = [
-        (
-            "the paper's choices",
-            [base, *(n for n in names if groups[n] == "ablation" and n != base)],
-        ),
-        ("the training", [base, PLAIN_NAME, *(n for n in names if groups[n] == "gain")]),
-    ]
-    figure(out / "frontiers.png", trained, panels)
+    for name, text in zip(("ablations.md", "gain.md"), tables(trained), strict=True):
+        (out / name).write_text(text, encoding="utf-8")
+    figure(out / "frontiers.png", trained, panels(trained))
