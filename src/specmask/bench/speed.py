@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from torch import Tensor
 import specmask
 from specmask.bench.run import Point, settings_of
 from specmask.errors import UserError
+from specmask.host import now
 from specmask.masking import ConstantWindow, CosineWindow, FullWindow, LinearWindow
 from specmask.models.checkpoint import Model
 from specmask.models.hybrid import HybridConfig, HybridNetwork, HybridTransformer
@@ -128,13 +128,6 @@ class Timed:
     passes: int
     tokens: int
     rows: tuple[int, ...]
-
-
-def now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def canvas_of(model: Model, case: Case) -> Tensor:

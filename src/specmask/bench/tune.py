@@ -19,7 +19,6 @@ the weight.) Budgets are about generating; without own rows, about the text.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -31,6 +30,7 @@ from torch import Tensor
 import specmask
 from specmask.bench.run import Point, describe, estimate
 from specmask.errors import UserError
+from specmask.host import now
 from specmask.likelihood import Conditionals, conditionals, random_orders
 from specmask.likelihood.sweep import FIRSTS, sweep
 from specmask.masking import (
@@ -266,23 +266,17 @@ def measure_passes(
     uniforms = torch.full(window.shape, 0.5, dtype=torch.float64, device=device)
     times = []
     for _ in range(1 + repeats):
-        began = _now(device)
+        began = now(device)
         hidden = network.trunk(tokens, lengths)
         logits = protocol.draft_logits(network, hidden, window)
         drafts, _ = draw_tokens(logits, uniforms, temperature, 1.0)
         prefix = network.prefix(hidden, tokens, order, revealed)
-        drafted = _now(device)
+        drafted = now(device)
         target = protocol.verify(network, prefix, window, ranked)
         score_tokens(target, drafts, temperature, 1.0)
-        times.append((drafted - began, _now(device) - drafted))
+        times.append((drafted - began, now(device) - drafted))
     trunk, verify = torch.tensor(times[1:], dtype=torch.float64).median(0).values.tolist()
     return PassTimes(trunk / batch_size, verify / batch_size, batch_size)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 # ---------------------------------------------------------------------------------------- choice

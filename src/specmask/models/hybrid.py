@@ -136,7 +136,7 @@ class Trunk(nn.Module):
         At unit mean square: the residual stream grows to a hundred times the embeddings, and would
         drown the token in what the head reads and the head's correction in what it adds to.
         """
-        mask = padding_mask(tokens.shape[1], lengths)
+        mask = padding_mask(tokens.shape[1], lengths, tokens.device)
         if self.compiled is not None and not torch.is_grad_enabled():
             return self.compiled(self, tokens, mask)
         return self.hidden(tokens, mask)
@@ -286,6 +286,7 @@ class HybridPrefix:
     keys: list[Tensor]  # per layer (B, H, L + 1, C/H)
     values: list[Tensor]
     rows: Tensor  # (B,) which batch rows these are
+    reach: int = 0  # ranks from here on have no keys yet
 
     def take(self, rows: Tensor) -> HybridPrefix:
         return HybridPrefix(
@@ -294,6 +295,7 @@ class HybridPrefix:
             [k[rows] for k in self.keys],
             [v[rows] for v in self.values],
             self.rows[rows],
+            self.reach,
         )
 
     def store(self, layer: int, ranks: Tensor, k: Tensor, v: Tensor) -> None:
@@ -507,7 +509,8 @@ class HybridNetwork(DraftNetwork):
         embedded = embedded.to(prefix.hidden.dtype)
         tracks = self.head.tracks(inside, embedded, prefix.hidden, prefix.order)
         x = tracks.x
-        reach = int(inside.max()) + 1
+        # A row's first rank is at most the reach, so nobody need look how far they go.
+        reach = prefix.reach = min(prefix.reach + ranks.shape[1], drafts.shape[1])
         mask = (torch.arange(reach, device=ranks.device) <= ranks[..., None])[:, None]
         for layer, block in enumerate(self.head.blocks):
             prefix.store(layer, ranks, *block.keys_values(x, tracks.turn_keys))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from specmask.checks import optional_package, whole
 from specmask.errors import UserError, unknown
+from specmask.host import upload
 from specmask.models.blocks import Blocks, padding_mask, root_mean_square, row_turns, unit
 from specmask.models.hybrid import LOW_RANK, DraftNetwork, Head, HybridNetwork, initialise
 
@@ -108,7 +109,7 @@ class DraftBlocks(nn.Module):
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
         """(B, L, C) → (B, L, C); the change is measured in hidden's own root mean square."""
         by, x = row_turns(hidden.shape[1], self.pairs, hidden.device), unit(hidden)
-        mask = padding_mask(hidden.shape[1], lengths)
+        mask = padding_mask(hidden.shape[1], lengths, hidden.device)
         for block in self.blocks:
             x = block(x, by, mask)
         return hidden + root_mean_square(hidden) * self.out(unit(x))
@@ -185,7 +186,9 @@ class PretrainedTrunk(nn.Module):
 
     def _hidden(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         config, (rows, longest) = self.config, tokens.shape
-        sizes = tokens.new_full((rows,), longest) if lengths is None else lengths
+        sizes = tokens.new_full((rows,), longest)
+        if lengths is not None:
+            (sizes,) = upload(tokens.device, lengths)
         ids, attended = frame(tokens, sizes, config.before, config.after, config.pad_id)
         if config.kind == "masked":
             hidden = self.backbone(input_ids=ids, attention_mask=attended)[0]
@@ -223,7 +226,7 @@ def frame(
     inside = torch.arange(longest, device=device) < lengths[:, None]
     ids = torch.cat(
         (
-            torch.tensor(before, dtype=torch.int64, device=device).expand(rows, -1),
+            *(torch.full((rows, 1), symbol, device=device) for symbol in before),
             tokens.masked_fill(~inside, pad),
             torch.full((rows, len(after)), pad, device=device),
         ),
