@@ -388,6 +388,32 @@ def test_tune_saves_a_default_that_sample_uses(
     assert saved["metered"]["nfe"] == pytest.approx(mean)
 
 
+def test_tune_in_a_mode_tunes_the_network_in_it(
+    tmp_path: Path, folder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bits are of the rounded network's laws; the lines, the saved file and the command say so."""
+    found = {}
+    for name, options in (("plain", ()), ("bfloat16", ("--dtype", "bfloat16"))):
+        out = tmp_path / f"{name}.jsonl"
+        words = ("tune", folder, "--data", data, "--nfe", 7, *QUICK, "--out", out)
+        assert command(*words, *options) == 0
+        found[name] = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {line["dtype"] for line in found["bfloat16"]} == {"bfloat16"}
+    assert {line["dtype"] for line in found["plain"]} == {"float32"}
+    bits = {
+        name: {json.dumps(p["settings"]): p["bits"] for p in rows[:-1]}
+        for name, rows in found.items()
+    }
+    both = bits["plain"].keys() & bits["bfloat16"].keys()
+    assert both
+    assert all(bits["plain"][key] != bits["bfloat16"][key] for key in both)
+    saved = json.loads((folder / "sampler.json").read_text())
+    assert (saved["dtype"], saved["compile"], saved["quantize"]) == ("bfloat16", False, None)
+    said, notes = capsys.readouterr()
+    assert said.splitlines()[-1].endswith(" --dtype bfloat16")
+    assert "tuned for --dtype bfloat16" in notes
+
+
 def test_an_interruption_of_the_check_loses_the_check_alone(
     folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

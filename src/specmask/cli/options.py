@@ -105,6 +105,12 @@ class ModeOptions:
         compile = {"true": True, "false": False}.get(self.compile.lower(), self.compile)
         return {"dtype": self.dtype, "compile": compile, "quantize": self.quantize}
 
+    def typed(self) -> str:
+        """The options that are not at their default, as one types them, each after a space."""
+        defaults = {item.name: item.default for item in fields(self)}
+        named = {name: value for name, value in vars(self).items() if value != defaults[name]}
+        return "".join(f" --{name} {value}" for name, value in named.items())
+
     def tell(self) -> None:
         """Say that there is a wait ahead, where there is."""
         if self.settings()["compile"]:
