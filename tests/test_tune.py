@@ -23,20 +23,10 @@ from specmask import (
     HybridTransformer,
     Speculative,
 )
+from specmask.bench.pass_times import PassTimes, measure_passes
 from specmask.bench.run import json_line, settings_of, show
-from specmask.bench.tune import (
-    OWN_ROWS,
-    Budget,
-    PassTimes,
-    check_tuning,
-    measure_passes,
-    own_rows,
-    pareto,
-    score_settings,
-    settings_grid,
-    tune,
-    window_grid,
-)
+from specmask.bench.tune import OWN_ROWS, Budget, check_tuning, own_rows, pareto, tune
+from specmask.bench.tune_scores import score_settings, settings_grid, window_grid
 from specmask.data.fasta import AMINO_ACIDS
 from specmask.data.tokenizers import character_tokenizer
 from specmask.masking import parse_window, window_ends
@@ -317,7 +307,7 @@ def test_seconds_are_those_of_the_passes(model: specmask.Model, tokens: torch.Te
 def test_pass_times_are_of_one_row(model: specmask.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that moves two seconds in a trunk pass and one in a verify pass."""
     clock = iter(second for k in range(99) for second in (3 * k, 3 * k + 2, 3 * k + 3))
-    monkeypatch.setattr("specmask.bench.tune.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("specmask.host.time.perf_counter", lambda: next(clock))
     found = measure_passes(model, LENGTH, 4, repeats=5)
     assert (found.trunk, found.verify, found.batch_size) == (0.5, 0.25, 4)
 

@@ -15,15 +15,10 @@ from typing import Any, Literal
 import tyro
 
 import specmask
+from specmask.bench.pass_times import measure_passes
 from specmask.bench.run import Point, json_line, settings_of
-from specmask.bench.tune import (
-    Budget,
-    Tuning,
-    check_tuning,
-    measure_passes,
-    tune,
-    window_grid,
-)
+from specmask.bench.tune import Budget, Tuning, check_tuning, tune
+from specmask.bench.tune_scores import window_grid
 from specmask.categorical import check_tempering
 from specmask.checks import check_device
 from specmask.cli.options import ModeOptions, check_least, check_out, check_seed
