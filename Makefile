@@ -6,7 +6,7 @@ STAMP := $(VENV)/.stamp
 # The stamp names the folder it was made in: commands in a copied .venv would run the old folder's code.
 MOVED := $(filter-out $(CURDIR),$(shell cat $(STAMP) 2>/dev/null))
 
-.PHONY: setup demo test lint format $(if $(MOVED),$(STAMP))
+.PHONY: setup demo test lint format results $(if $(MOVED),$(STAMP))
 
 setup: $(STAMP)
 
@@ -32,3 +32,7 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/results.md and its figures, and README's picture, from the results files; no model is run.
+results: $(STAMP)
+	$(BIN)/python -m specmask.bench.results

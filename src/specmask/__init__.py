@@ -16,7 +16,7 @@ from specmask.likelihood import (
 )
 from specmask.masking import ConstantWindow, CosineWindow, FullWindow, LinearWindow
 from specmask.models.checkpoint import Model, load, save, wrap
-from specmask.models.hybrid import HybridConfig, HybridTransformer
+from specmask.models.hybrid import HybridConfig, HybridTransformer, PlainTransformer
 from specmask.models.pretrained import from_pretrained_trunk
 from specmask.samplers import (
     SAMPLERS,
@@ -67,6 +67,7 @@ __all__ = [
     "Model",
     "Optimal",
     "PathPlanning",
+    "PlainTransformer",
     "ReMDM",
     "RunningConfidence",
     "Samples",

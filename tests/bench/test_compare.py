@@ -7,9 +7,18 @@ import math
 import numpy as np
 import pytest
 
-from specmask.bench.compare import Factor, at_entropy, cost_at, factors_at_equal, frontier
+from specmask.bench.compare import (
+    Factor,
+    at_cost,
+    at_entropy,
+    cost_at,
+    cost_ratios,
+    factors_at_equal,
+    frontier,
+)
 from specmask.bench.run import Point
 from specmask.bench.tables import entropy_cells, law_cells
+from specmask.errors import UserError
 
 
 def points(*pairs: tuple[float, float]) -> list[Point]:
@@ -100,6 +109,28 @@ def test_cost_beyond_the_curve() -> None:
     assert cost_at([], "q", 1, 0.3) == math.inf
     assert cost_at(plain, "q", 1, 0.1) == 10
     assert cost_at(plain, "q", 1, 0.2) == 20
+
+
+def test_a_measure_at_a_cost_between_two_points() -> None:
+    """16 passes are two thirds of the way from 4 to 32, and the errors are independent."""
+    curve = [{**p, "q_se": se} for p, se in zip(points((4, 1.0), (32, 4.0)), (3, 6), strict=True)]
+    assert at_cost(curve, "q", 16) == pytest.approx((3.0, math.hypot(1, 4)))
+    assert at_cost(curve, "q", 4) == (1.0, 3.0)
+    with pytest.raises(UserError, match="nfe=2: expected one from 4 to 32"):
+        at_cost(curve, "q", 2)
+
+
+def test_what_a_restriction_costs_where_it_comes_to_the_same_quality() -> None:
+    free = points((2, 0.1), (4, 0.2), (8, 0.3), (16, 0.4))
+    some = points((8, 0.2), (16, 0.3))
+    assert cost_ratios(some, free, "q", 1) == [2, 2]
+    assert cost_ratios(points((9, 0.5)), free, "q", 1) == []
+
+
+def test_a_factor_with_plain_passes_counted_in_full() -> None:
+    one = Factor(8, 0.3, 3.0, 1.5, math.inf)
+    assert one.over(0.75) == Factor(8, 0.3, 4.0, 2.0, math.inf)
+    assert one.over(0.75).interval == "2.00 to ∞"
 
 
 def test_a_point_with_nothing_to_measure_is_on_no_frontier() -> None:

@@ -5,13 +5,24 @@ All of it in float64 and for one and two head layers.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 import specmask
 from oracle import masked, perturb, tiny_network
-from specmask import FullWindow, HybridConfig, HybridTransformer, Speculative, UserError
+from specmask import (
+    FullWindow,
+    HybridConfig,
+    HybridTransformer,
+    PlainTransformer,
+    Speculative,
+    UserError,
+)
+from specmask.models.hybrid import build
 
 VOCAB, LENGTH, ROWS = 7, 9, 6
 heads = pytest.mark.parametrize("head_layers", [1, 2])
@@ -291,7 +302,7 @@ def test_gradients_reach_every_weight() -> None:
     ("change", "expected"),
     [
         ({"vocab_size": 0}, "vocab_size=0"),
-        ({"head_layers": 0}, "head_layers=0"),
+        ({"head_layers": -1}, "head_layers=-1: expected a whole number, at least 0"),
         ({"trunk_layers": -1}, "trunk_layers=-1"),
         ({"width": 18}, "divisible by 4·heads = 8"),
         ({"dropout": 1.0}, r"dropout=1\.0: expected at least 0 and below 1"),
@@ -319,3 +330,23 @@ def test_dropout_acts_in_training_alone() -> None:
     draft, target = dropped.features(seen, tokens, order)
     assert torch.equal(draft, expected[0])
     assert not torch.allclose(target, expected[1])
+
+
+def test_a_plain_transformer_is_a_trunk_alone(tmp_path: Path) -> None:
+    """Saved and loaded it has the same law; nothing that needs a head takes it."""
+    config = HybridConfig(5, length=8, width=16, heads=2, trunk_layers=2, head_layers=0)
+    torch.manual_seed(0)
+    plain = build(config)
+    assert isinstance(plain, PlainTransformer)
+    specmask.save(tmp_path / "model", plain)
+    model = specmask.load(tmp_path / "model")
+    out = specmask.sample(model, specmask.Ancestral(steps=4, counts="fixed"), num=3, seed=0)
+    again = specmask.sample(specmask.wrap(plain), specmask.Ancestral(4, "fixed"), num=3, seed=0)
+    assert torch.equal(out.tokens, again.tokens)
+    assert out.nfe.tolist() == [4.0] * 3  # a step is a pass of the whole network
+    with pytest.raises(UserError, match="causal head"):
+        specmask.sample(model, specmask.Speculative(), num=1)
+    with pytest.raises(UserError, match=r"head_layers=0.*PlainTransformer"):
+        HybridTransformer(config)
+    with pytest.raises(UserError, match="head_layers=1: a PlainTransformer has none"):
+        PlainTransformer(replace(config, head_layers=1))

@@ -170,6 +170,19 @@ def test_only_matrices_decay(make_network, make_config) -> None:
         assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] > 0}
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_head_may_learn_at_a_rate_of_its_own(make_network, make_config, optimizer: str) -> None:
+    config = make_config(optimizer=optimizer, head_lr=3.0)
+    built = optimizers.build(make_network(), config)
+    names = []
+    for kind, peak in (("adamw", config.lr), ("muon", config.muon_lr)):
+        for group in built[kind].param_groups if kind in built else ():
+            heads = {name.startswith("head.") for name in group["names"]}
+            assert heads == {group["peak"] == 3 * peak}, "one rate for head and others"
+            names += group["names"]
+    assert sorted(names) == sorted(name for name, _ in make_network().named_parameters())
+
+
 def test_muon_trains(tmp_path: Path, make_network, batches, make_config) -> None:
     train(make_network(), batches, make_config(optimizer="muon", log_every=10), tmp_path)
     rows = [row["target_nll"] for row in log_of(tmp_path) if row["kind"] == "train"]
@@ -336,7 +349,9 @@ def test_a_run_of_an_earlier_version_goes_on(
 
     def earlier(*args: Any) -> dict[str, Any]:
         identity = identify(*args)
-        del identity["config"]["revealed"], identity["network"]["dropout"]
+        del identity["network"]["dropout"]
+        for name in ("revealed", "weighting", "target_weight", "distil", "head_lr"):
+            del identity["config"][name]
         return identity
 
     with monkeypatch.context() as patch:

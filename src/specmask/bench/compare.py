@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from specmask.bench.run import Point
+from specmask.errors import UserError
 
 
 def frontier(points: Sequence[Point], quality: str, sign: int) -> list[Point]:
@@ -56,6 +57,35 @@ def cost_at(plain: Sequence[Point], quality: str, sign: int, wanted: float) -> f
     return float(curve[-1]["nfe"])
 
 
+def at_cost(curve: Sequence[Point], key: str, nfe: float) -> tuple[float, float]:
+    """A measure and its standard error on the line between two points of a curve, in log NFE.
+
+    Args:
+        curve: samples by rising NFE. key: the measure. nfe: within the curve's costs.
+    """
+    for low, high in itertools.pairwise(curve):
+        if low["nfe"] <= nfe <= high["nfe"]:
+            t = math.log(nfe / low["nfe"]) / math.log(high["nfe"] / low["nfe"])
+            error = math.hypot((1 - t) * low[f"{key}_se"], t * high[f"{key}_se"])
+            return (1 - t) * low[key] + t * high[key], error
+    raise UserError(
+        f"nfe={nfe:g}: expected one from {curve[0]['nfe']:g} to {curve[-1]['nfe']:g}, between two "
+        "points of the curve"
+    )
+
+
+def cost_ratios(
+    some: Sequence[Point], free: Sequence[Point], quality: str, sign: int
+) -> list[float]:
+    """NFE of the frontier of `some` ÷ NFE of that of `free`, at each of its points whose quality
+    both have."""
+    ratios = [
+        cost_at(some, quality, sign, point[quality]) / point["nfe"]
+        for point in frontier(free, quality, sign)
+    ]
+    return [ratio for ratio in ratios if 0 < ratio < math.inf]
+
+
 @dataclass(frozen=True)
 class Factor:
     """Plain NFE ÷ our NFE at the quality of one of our points, with a 95 % bootstrap interval.
@@ -68,6 +98,17 @@ class Factor:
     factor: float
     low: float
     high: float
+
+    @property
+    def interval(self) -> str:
+        """In words."""
+        return f"{self.low:.2f} to " + ("∞" if math.isinf(self.high) else f"{self.high:.2f}")
+
+    def over(self, share: float) -> Factor:
+        """With plain passes counted 1 that counted `share`."""
+        return replace(
+            self, factor=self.factor / share, low=self.low / share, high=self.high / share
+        )
 
 
 def factors_at_equal(

@@ -25,7 +25,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 import specmask
-from specmask.bench.compare import factors_at_equal, frontier, thin
+from specmask.bench.compare import Factor, factors_at_equal, frontier, thin
 from specmask.bench.plot import protein_figure
 from specmask.bench.recombination import RecombinationLaw
 from specmask.bench.run import Point, describe, estimate, json_line, law_points, read_points
@@ -380,7 +380,8 @@ QUALITIES = {
 
 def report(points: Sequence[Point]) -> str:
     """Markdown: losses, cost at equal quality, and every sampled setting."""
-    parts = [_loss_table(points), _factor_table(points), _sample_table(points)]
+    factors = factor_table(factor_rows(points))
+    parts = [_loss_table(points), factors, sample_table(points)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -422,13 +423,12 @@ def curves(points: Sequence[Point], kind: str) -> dict[tuple[str, str], list[Poi
     return found
 
 
-def _factor_table(points: Sequence[Point]) -> str:
-    """Plain NFE ÷ NFE of each self-speculative curve, wherever a plain one has its quality."""
-    rows = [
-        "| equal | plain sampling of | self-speculation of | at | its NFE | plain NFE ÷ its | "
-        "95 % interval |",
-        "|---|---|---|---:|---:|---:|---:|",
-    ]
+def factor_rows(points: Sequence[Point]) -> list[tuple[str, str, str, Factor]]:
+    """Plain NFE ÷ NFE of each self-speculative curve, wherever a plain one has its quality.
+
+    Each with what is equal, whose plain sampling it is and whose self-speculation.
+    """
+    rows = []
     for quality, (kind, title) in QUALITIES.items():
         family = {k: [p for p in v if quality in p] for k, v in curves(points, kind).items()}
         for (model, sampler), ours in family.items():
@@ -438,16 +438,28 @@ def _factor_table(points: Sequence[Point]) -> str:
                 if rule == "speculative":
                     continue
                 mine = thin(frontier(ours, quality, -1), 1.4)
-                for f in factors_at_equal(base, mine, quality, -1):
-                    high = "∞" if math.isinf(f.high) else f"{f.high:.2f}"
-                    rows.append(
-                        f"| {title} | {other} | {model} | {f.quality:.4f} | {f.nfe:.1f} | "
-                        f"{f.factor:.2f} | {f.low:.2f} to {high} |"
-                    )
-    return "\n".join(rows)
+                found = factors_at_equal(base, mine, quality, -1)
+                rows += [(title, other, model, factor) for factor in found]
+    return rows
 
 
-def _sample_table(points: Sequence[Point]) -> str:
+def factor_table(rows: Sequence[tuple[str, str, str, Factor]]) -> str:
+    """Markdown: `factor_rows`."""
+    lines = [
+        "| equal | plain sampling of | self-speculation of | at | its NFE | plain NFE ÷ its | "
+        "95 % interval |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for title, other, model, f in rows:
+        lines.append(
+            f"| {title} | {other} | {model} | {f.quality:.4f} | {f.nfe:.1f} | "
+            f"{f.factor:.2f} | {f.interval} |"
+        )
+    return "\n".join(lines)
+
+
+def sample_table(points: Sequence[Point]) -> str:
+    """Markdown: every sampled setting, and the data itself."""
     columns = {
         "nfe": ("NFE", 1),
         "judge": ("judge, nats", 3),

@@ -191,7 +191,10 @@ def bits(points: Sequence[Point]) -> Figure:
 
 
 def acceptance(points: Sequence[Point]) -> Figure:
-    """Accepted share of drafts by progress of generation, and drafts accepted a trunk pass."""
+    """Accepted share of drafts by progress of generation, and drafts accepted a trunk pass.
+
+    Bars are two standard errors of a share of so many drafts (binomial).
+    """
     mine = [p for p in points if p["kind"] == "samples" and p["sampler"] == "speculative"]
     mine = [p for p in mine if family(p) == "speculative" and _tempering(p) == (1.0, 1.0)]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -203,8 +206,14 @@ def acceptance(points: Sequence[Point]) -> Figure:
         shares = [
             a / (a + r) if a + r else math.nan for a, r in zip(accepted, rejected, strict=True)
         ]
+        bars = [
+            2 * math.sqrt(share * (1 - share) / (a + r)) if a + r else math.nan
+            for share, a, r in zip(shares, accepted, rejected, strict=True)
+        ]
         middles = [(n + 0.5) / len(shares) for n in range(len(shares))]
-        axes[0].plot(middles, shares, color=colour, marker="o", markersize=3, label=told)
+        axes[0].errorbar(
+            middles, shares, yerr=bars, color=colour, marker="o", markersize=3, label=told
+        )
         total = sum(p["runs"])
         survival = [sum(p["runs"][n:]) / total for n in range(1, len(p["runs"]))]
         if survival:  # none where every draft was rejected, and no logarithm of that
@@ -268,7 +277,8 @@ _FIGURES: dict[str, tuple[Callable[[Sequence[Point]], Figure], str]] = {
     "acceptance": (
         acceptance,
         "Self-speculative settings, token by token verification. Left: the share of drafts that "
-        "were scanned and accepted. Right: how many are accepted after one trunk pass.",
+        "were scanned and accepted, with two standard errors of a share of so many. Right: how "
+        "many are accepted after one trunk pass.",
     ),
     "losses": (
         losses,

@@ -286,7 +286,7 @@ def law_points(
                 bits = -result.log_prob / math.log(2) / sizes[part]
                 each[k].append(torch.stack((bits, cost / (trunk_layers + head_layers))))
                 if len(each[k]) == len(parts):
-                    points[k] = _law_point(samplers[k], torch.cat(each[k], 1).cpu(), seed)
+                    points[k] = law_point(samplers[k], torch.cat(each[k], 1).cpu(), seed)
                     if on_point is not None:
                         on_point(points[k])
     return [points[k] for k in range(len(samplers))]
@@ -296,7 +296,8 @@ def _after(done: int, total: int, progress: Progress) -> Progress:
     return lambda now, _: progress(done + now, total)
 
 
-def _law_point(sampler: Sampler, values: Tensor, seed: int) -> Point:
+def law_point(sampler: Sampler, values: Tensor, seed: int) -> Point:
+    """What a results file says of a law: (2, B) exact bits per token and expected NFE of rows."""
     bits, bits_error = estimate(values[0])
     nfe, nfe_error = estimate(values[1])
     return {

@@ -20,7 +20,7 @@ from rich.progress import track
 
 import specmask
 from specmask.bench.benchmark import machine
-from specmask.bench.run import Point, describe, read_points, write_points
+from specmask.bench.run import Point, describe, fingerprint, read_points, write_points
 from specmask.bench.tables import markdown, told
 from specmask.checks import whole
 from specmask.errors import UserError
@@ -75,7 +75,13 @@ def measure(model: Model, samplers: Sequence[Sampler], args: Seconds) -> list[Po
         costs[k] = float(out.nfe.double().mean())
         if turn:  # the first one warms up
             taken[k].append(out.wall_seconds / args.num)
-    about = {"kind": "seconds", "model": model.name, "machine": machine(), "samples": args.num}
+    about = {
+        "kind": "seconds",
+        "model": model.name,
+        "weights": fingerprint(model.network),
+        "machine": machine(),
+        "samples": args.num,
+    }
     return [
         {**about, **describe(sampler, args.seed), "nfe": cost, "seconds": seconds}
         for sampler, cost, seconds in zip(samplers, costs, taken, strict=True)

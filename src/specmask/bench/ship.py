@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress, track
 
 import specmask
-from specmask.bench.compare import factors_at_equal, frontier, thin
+from specmask.bench.compare import Factor, cost_ratios, factors_at_equal, frontier, thin
 from specmask.bench.plot import loss_figure, quality_figure
 from specmask.bench.run import Point, law_points, read_points, sample_point, write_points
 from specmask.data.batches import windows
@@ -174,39 +174,76 @@ def law_table(points: Sequence[Point]) -> str:
     return "\n".join(rows)
 
 
-def factors(points: Sequence[Point]) -> str:
-    """Markdown: plain cost over ours at equal quality, wherever the two curves overlap."""
-    samples = [p for p in points if p["kind"] == "samples"]
-    laws = [p for p in points if p["kind"] == "law"]
-    rows = [
-        "| equal | at | our NFE | plain NFE ÷ ours | 95 % interval |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, quality, sign, pool in (
-        ("spelling accuracy", "spelling", 1, samples),
-        ("exact bits per character", "bits", -1, laws),
+@dataclass(frozen=True)
+class Equal:
+    """Plain cost over ours at equal quality of one kind.
+
+    factors: where both curves have a quality. plain_best: plain's best point, and beyond: our
+    cheapest one that is better, if any is.
+    """
+
+    name: str
+    quality: str
+    factors: list[Factor]
+    plain_best: Point | None
+    beyond: Point | None
+
+
+def families(points: Sequence[Point], kind: str) -> tuple[list[Point], list[Point]]:
+    """Plain and self-speculative points of a kind."""
+    mine = [p for p in points if p["kind"] == kind]
+    plain, ours = (
+        [p for p in mine if p["sampler"] == name] for name in ("ancestral", "speculative")
+    )
+    return plain, ours
+
+
+def equals(points: Sequence[Point]) -> list[Equal]:
+    """At equal spelling accuracy of samples, and at equal exact bits."""
+    found = []
+    for name, quality, sign, kind in (
+        ("spelling accuracy", "spelling", 1, "samples"),
+        ("exact bits per character", "bits", -1, "law"),
     ):
-        ours = [p for p in pool if p["sampler"] == "speculative"]
-        plain = [p for p in pool if p["sampler"] == "ancestral"]
-        found = factors_at_equal(plain, thin(frontier(ours, quality, sign)), quality, sign)
-        for f in found:
-            high = "∞" if math.isinf(f.high) else f"{f.high:.2f}"
-            rows.append(
-                f"| {name} | {f.quality:.4f} | {f.nfe:.1f} | {f.factor:.2f} | "
-                f"{f.low:.2f} to {high} |"
-            )
-        if not found:
-            rows.append(f"| {name} | the curves share no quality | | | |")
+        plain, ours = families(points, kind)
         best = frontier(plain, quality, sign)[-1:]
         beyond = [
             p
             for p in frontier(ours, quality, sign)
             if best and sign * p[quality] > sign * best[0][quality]
         ]
-        if beyond:
+        shared = factors_at_equal(plain, thin(frontier(ours, quality, sign)), quality, sign)
+        found.append(Equal(name, quality, shared, *(x[0] if x else None for x in (best, beyond))))
+    return found
+
+
+def factors(found: Sequence[Equal], share: float | None = None) -> str:
+    """Markdown: plain cost over ours at equal quality, wherever the two curves overlap.
+
+    With `share`, what a plain step counts in these points, a column tells the factors and their
+    intervals with a plain step as 1.
+    """
+    more = "" if share is None else " with a plain step as 1 |"
+    rows = [
+        f"| equal | at | our NFE | plain NFE ÷ ours | 95 % interval |{more}",
+        "|---|---:|---:|---:|---:|" + ("---:|" if more else ""),
+    ]
+    blank = " |" if more else ""
+    for one in found:
+        for f in one.factors:
+            told = ""
+            if share is not None:
+                told = f" {f.over(share).factor:.2f} ({f.over(share).interval}) |"
             rows.append(
-                f"| {name} | better than plain ever is ({best[0][quality]:.4f} at "
-                f"{best[0]['nfe']:.1f} NFE) | from {beyond[0]['nfe']:.1f} | | |"
+                f"| {one.name} | {f.quality:.4f} | {f.nfe:.1f} | {f.factor:.2f} | "
+                f"{f.interval} |{told}"
+            )
+        if not one.factors:
+            rows.append(f"| {one.name} | the curves share no quality | | | |{blank}")
+        if one.beyond is not None and one.plain_best is not None:
+            rows.append(
+                f"| {one.name} | better than plain ever is ({one.plain_best[one.quality]:.4f} at "
+                f"{one.plain_best['nfe']:.1f} NFE) | from {one.beyond['nfe']:.1f} | | |{blank}"
             )
     return "\n".join(rows)
 
@@ -218,10 +255,9 @@ def first_rule(points: Sequence[Point]) -> str:
         rule: frontier([p for p in laws if p["settings"]["first"] == rule], "bits", -1)
         for rule in ("verify", "accept")
     }
-    found = factors_at_equal(curves["verify"], curves["accept"], "bits", -1, replicates=0)
-    if not found:
+    ratios = sorted(cost_ratios(curves["verify"], curves["accept"], "bits", -1))
+    if not ratios:
         return "The two first-rank rules have no quality in common on this grid."
-    ratios = sorted(one.factor for one in found)
     return (
         'At equal bits per character `first="verify"` needs '
         f'{ratios[len(ratios) // 2]:.3f} × the NFE of `first="accept"` (median over '
@@ -326,7 +362,7 @@ def card(
         samples=samples["num"],
         precision=", drawn with bfloat16 matrix products" if samples["bf16"] else "",
         heldout=next(p["rows"] for p in points if p["kind"] == "law"),
-        factors=factors(points),
+        factors=factors(equals(points)),
         first=first_rule(points),
         sample_table=sample_table(points),
         law_table=law_table(points),

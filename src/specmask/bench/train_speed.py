@@ -35,8 +35,7 @@ from specmask.models.hybrid import (
     DraftNetwork,
     HybridConfig,
     HybridTransformer,
-    Trunk,
-    initialise,
+    PlainTransformer,
 )
 from specmask.training import optimizers
 from specmask.training.config import TrainConfig
@@ -93,22 +92,13 @@ class TrainSpeed:
 # --------------------------------------------------------------------------------------- networks
 
 
-def plain_network(config: HybridConfig) -> DraftNetwork:
+def plain_network(config: HybridConfig) -> PlainTransformer:
     """A masked-diffusion network of as many layers as the hybrid one has, all of them in the trunk.
 
-    As `specmask adapt --head none` trains it.
+    As `specmask train --head-layers 0` trains it.
     """
     layers = config.trunk_layers + config.head_layers
-    network = DraftNetwork(
-        Trunk(replace(config, trunk_layers=layers)),
-        config=config,
-        vocab_size=config.vocab_size,
-        mask_id=config.vocab_size,
-        length=config.length,
-        trunk_layers=layers,
-    )
-    initialise(network, depth=layers)
-    return network
+    return PlainTransformer(replace(config, trunk_layers=layers, head_layers=0))
 
 
 class Hybrid(HybridTransformer):

@@ -16,7 +16,7 @@ from specmask.cli.subwords import Reading, SubwordOptions, read_subwords
 from specmask.data.batches import Batches, windows
 from specmask.data.corpora import load_corpus
 from specmask.errors import UserError
-from specmask.models.hybrid import HybridConfig, HybridTransformer
+from specmask.models.hybrid import DraftNetwork, HybridConfig, HybridNetwork, build
 from specmask.recipes import Recipe, recipe
 from specmask.training.config import TrainConfig
 from specmask.training.loop import train
@@ -67,7 +67,7 @@ def run_train(args: Train) -> None:
     text = read(args, plan, network_config.length, config)
     network_config = replace(network_config, vocab_size=text.tokenizer.get_vocab_size())
     torch.manual_seed(config.seed)
-    network = HybridTransformer(network_config)
+    network = build(network_config)
     if args.init is not None:
         start = specmask.load(args.init)
         if start.tokenizer is None or start.tokenizer.to_str() != text.tokenizer.to_str():
@@ -117,20 +117,24 @@ def _subwords(args: Train, plan: Recipe, length: int, config: TrainConfig) -> Re
     )
 
 
-def _start_from(network: HybridTransformer, model: specmask.Model, fresh_head: bool) -> None:
+def _start_from(network: DraftNetwork, model: specmask.Model, fresh_head: bool) -> None:
     """Copy a model's weights, or its trunk's, into a network of the same shape.
 
     Length and dropout may differ: no weight depends on them, and short rows are a good first stage.
+    A trunk alone may come from a network with another head, or none.
     """
     other, config = model.network, network.config
-    if not isinstance(other, HybridTransformer) or (
-        replace(other.config, length=config.length, dropout=config.dropout) != config
-    ):
+    same = {"length": config.length, "dropout": config.dropout}
+    if fresh_head:
+        same |= {"head_layers": config.head_layers, "residual": config.residual}
+    theirs = getattr(other, "config", None)
+    if not isinstance(theirs, HybridConfig) or replace(theirs, **same) != config:
         raise UserError(
-            f"--init {model.name} has another shape ({getattr(other, 'config', type(other))}) than "
+            f"--init {model.name} has another shape ({theirs or type(other)}) than "
             f"this training ({network.config}): pass the same sizes"
         )
+    assert isinstance(other, DraftNetwork)
     part = "trunk" if fresh_head else ""
     network.get_submodule(part).load_state_dict(other.get_submodule(part).state_dict())
-    if fresh_head:  # so that the target begins as the draft
+    if fresh_head and isinstance(network, HybridNetwork):  # so that the target begins as the draft
         network.head.norm.load_state_dict(other.trunk.norm.state_dict())

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from specmask.checks import check_device
 from specmask.errors import UserError, unknown
-from specmask.models.hybrid import DraftNetwork, HybridConfig, HybridTransformer, is_new
+from specmask.models.hybrid import DraftNetwork, HybridConfig, build, is_new
 from specmask.models.modes import Compile, check_modes, prepare
 from specmask.models.protocol import Denoiser
 from specmask.models.saved_sampler import SavedSampler, read_sampler
@@ -235,7 +235,7 @@ def load(
     network.load_state_dict(floats, strict=False)
     prepare(network.to(device), dtype=dtype, compile=compile, quantize=quantize)
     tokenizer = _read_tokenizer(folder / TOKENIZER)
-    if tokenizer is not None and isinstance(network, HybridTransformer):
+    if tokenizer is not None and isinstance(network.config, HybridConfig):
         size = tokenizer.get_vocab_size()
         if size > network.vocab_size:  # its last ids would be the mask, or nothing at all
             raise UserError(
@@ -275,7 +275,7 @@ def _build(folder: Path, config: dict[str, Any], trunk: str | Path | None) -> Dr
         return load_trunk(_network_config(folder, config, PretrainedConfig), trunk)
     if trunk is not None:
         raise UserError(f"{folder} has a trunk of its own: leave out trunk")
-    return HybridTransformer(_network_config(folder, config, HybridConfig))
+    return build(_network_config(folder, config, HybridConfig))
 
 
 def _digest(settings: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ class HybridConfig:
     trunk_layers: int
     """Bidirectional blocks L_nc."""
     head_layers: int = 1
-    """Causal blocks L_c."""
+    """Causal blocks L_c; 0 makes a plain masked-diffusion network (`PlainTransformer`)."""
     mlp_hidden: int | None = None
     """Hidden channels of the gated MLP; None is 8/3·width rounded up to 64, which gives it the
     parameters of a plain MLP of 4·width."""
@@ -64,10 +64,11 @@ class HybridConfig:
     adds to the residual stream."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "length", "width", "heads", "trunk_layers", "head_layers"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+        least = dict.fromkeys(("vocab_size", "length", "width", "heads", "trunk_layers"), 1)
+        for name, low in (least | {"head_layers": 0}).items():
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < low:
                 raise UserError(
-                    f"{name}={getattr(self, name)}: expected a whole number, at least 1"
+                    f"{name}={getattr(self, name)}: expected a whole number, at least {low}"
                 )
         if self.mlp_hidden is not None and self.mlp_hidden < 1:
             raise UserError(f"mlp_hidden={self.mlp_hidden}: expected at least 1, or None")
@@ -531,6 +532,11 @@ class HybridTransformer(HybridNetwork):
     trunk: Trunk
 
     def __init__(self, config: HybridConfig) -> None:
+        if config.head_layers == 0:
+            raise UserError(
+                "head_layers=0: a HybridTransformer has a causal head; expected at least 1, or "
+                "PlainTransformer, which has none"
+            )
         super().__init__(
             Trunk(config),
             Head(
@@ -545,6 +551,31 @@ class HybridTransformer(HybridNetwork):
             trunk_layers=config.trunk_layers,
         )
         initialise(self, depth=config.trunk_layers + config.head_layers)
+
+
+class PlainTransformer(DraftNetwork):
+    """Masked diffusion as it is without the paper: all blocks draft, and nothing verifies."""
+
+    config: HybridConfig
+    trunk: Trunk
+
+    def __init__(self, config: HybridConfig) -> None:
+        if config.head_layers != 0:
+            raise UserError(f"head_layers={config.head_layers}: a PlainTransformer has none")
+        super().__init__(
+            Trunk(config),
+            config=config,
+            vocab_size=config.vocab_size,
+            mask_id=config.vocab_size,
+            length=config.length,
+            trunk_layers=config.trunk_layers,
+        )
+        initialise(self, depth=config.trunk_layers)
+
+
+def build(config: HybridConfig) -> HybridTransformer | PlainTransformer:
+    """A fresh network of these sizes, with a head if they have one."""
+    return HybridTransformer(config) if config.head_layers else PlainTransformer(config)
 
 
 def initialise(module: nn.Module, depth: int) -> None:

@@ -21,7 +21,10 @@ from specmask.training.config import CADENCE, TrainConfig
 from specmask.training.ema import trained
 from specmask.training.loss import Rows, tokens_and_lengths
 
-LATER_FIELDS = {"revealed": "uniform", "dropout": 0.0}
+LATER_FIELDS = {
+    **{"revealed": "uniform", "dropout": 0.0, "weighting": "row"},
+    **{"target_weight": 1.0, "distil": 0.0, "head_lr": 1.0},
+}
 """Settings that runs of earlier versions did not write down, and what those runs did."""
 
 

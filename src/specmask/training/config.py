@@ -10,6 +10,7 @@ from specmask.errors import UserError, unknown
 PRECISIONS = ("fp32", "bf16")
 OPTIMIZERS = ("adamw", "muon")
 REVEALED = ("uniform", "log")
+WEIGHTINGS = ("row", "token")
 
 CADENCE = frozenset(
     {
@@ -62,6 +63,15 @@ class TrainConfig:
     """How many tokens of a training row are revealed: uniform (the paper's), or log, uniform in
     log(1 + i). Where a few tokens decide the row, as in proteins of one family, that is where
     the head has most to learn, and uniform shows it too seldom. Validation is always uniform."""
+    weighting: str = "row"
+    """What counts alike in the loss: every row (the bound, the paper's), or every masked token,
+    whose gradient has a third of the noise at 256 tokens. Validation is always the bound."""
+    target_weight: float = 1.0
+    """Weight of the target's term in the loss; the draft's is one."""
+    distil: float = 0.0
+    """Share (0 to 1) of the draft's term that learns the target's distribution, not the token."""
+    head_lr: float = 1.0
+    """Learning rate of the causal head, as a multiple of the others'."""
     frozen_trunk: bool = False
     """Train the causal head alone; the trunk stays as it is."""
     seed: int = 0
@@ -89,8 +99,10 @@ class TrainConfig:
         _check_range(self, "save_every_seconds", 0)
         _check_range(self, "keep", 2)
         _check_range(self, "final_lr", 0, 1)
+        _check_range(self, "target_weight", 0)
+        _check_range(self, "distil", 0, 1)
         _check_range(self, "weight_decay", 0)
-        for name in ("lr", "muon_lr", "clip"):
+        for name in ("lr", "muon_lr", "head_lr", "clip"):
             _check_range(self, name, math.ulp(0.0))
         for value in (self.ema, *self.betas):
             if not 0 <= value < 1:
@@ -101,6 +113,8 @@ class TrainConfig:
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
         if self.revealed not in REVEALED:
             raise unknown("revealed", self.revealed, REVEALED)
+        if self.weighting not in WEIGHTINGS:
+            raise unknown("weighting", self.weighting, WEIGHTINGS)
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"batch_size {self.batch_size} is not a multiple of accumulation "

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from specmask.errors import UserError
 from specmask.models.checkpoint import save
-from specmask.models.hybrid import HybridConfig, HybridTransformer
+from specmask.models.hybrid import HybridConfig, build
 from specmask.training.checkpoints import newest
 from specmask.training.ema import copy_into, weights
 
@@ -27,7 +27,7 @@ def export(
     Only reads in `out`, so it may be called while the training goes on.
 
     Args:
-        out: a run of a HybridTransformer. folder: where the model goes.
+        out: a run of a network from scratch. folder: where the model goes.
         dtype: of the weights saved. card, overwrite: see `models.checkpoint.save`.
 
     Raises:
@@ -36,7 +36,7 @@ def export(
     found = newest(Path(out))
     if found is None:
         raise UserError(f"no checkpoint in {out}: expected the folder a training was started with")
-    network = HybridTransformer(HybridConfig(**found.state["network"]))
+    network = build(HybridConfig(**found.state["network"]))
     averages = found.tensors("ema.safetensors")
     copy_into(weights(network), {**found.tensors("model.safetensors"), **averages})
     file = Path(out) / "tokenizer.json"

@@ -35,11 +35,30 @@ class LossTerms:
 
     draft_nll: Float[Tensor, ""]
     target_nll: Float[Tensor, ""]
+    total: Float[Tensor, ""]
+    """What training minimises; the sum of both under the paper's `Aim`."""
 
-    @property
-    def total(self) -> Float[Tensor, ""]:
-        """What training minimises: both terms with weight one."""
-        return self.draft_nll + self.target_nll
+
+@dataclass(frozen=True)
+class Aim:
+    """How the two terms make the loss. The defaults are the paper's: their sum.
+
+    Every number of revealed tokens has conditionals of its own to learn, so a weight on rows does
+    not move the best network, and it decides how loud a gradient is.
+
+    weighting: "row", each row's mean over its masked tokens (the bound); or "token", every masked
+        token of a batch alike. A row with one masked token is as loud as one with all under "row",
+        and its gradient is the noisiest: the mean of 1/(D − i) over i is (ln D)/D, of "token" 2/D.
+    target_weight: of the target's term; the draft's has one.
+    distil: share of the draft's term, 0 to 1, in which the target's distribution, without gradient,
+        stands for the token. The draft's best is the mean of the target over what the target has
+        seen more, so a good target is a token with less noise, and a draft nearer to it is accepted
+        more.
+    """
+
+    weighting: str = "row"
+    target_weight: float = 1.0
+    distil: float = 0.0
 
 
 def draw_masks(
@@ -94,11 +113,13 @@ def loss_terms(
     revealed: Int64[Tensor, "rows"],
     lengths: Int64[Tensor, "rows"] | None = None,
     scored: Int64[Tensor, "2 masked"] | None = None,
+    aim: Aim | None = None,
 ) -> LossTerms:
     """1/(D−i) · Σ_{d≥i} −log q_i(d) and the same for p_i, averaged over rows (method.md §3).
 
-    `scored` is `scored_ranks` where that is known: to find it a device stops for the host, and a
-    compiled step falls into parts.
+    `aim` says what their `total` is; the terms are the bound's whatever it is. `scored` is
+    `scored_ranks` where that is known: to find it a device stops for the host, and a compiled step
+    falls into parts.
     """
     length = tokens.shape[1]
     ends = torch.full_like(revealed, length) if lengths is None else lengths
@@ -109,12 +130,21 @@ def loss_terms(
     draft, target = network.features(masked, tokens, order, lengths, scored)
     row, rank = scored
     symbols = tokens.gather(1, order)[row, rank]
-    weight = 1.0 / ((ends - revealed)[row] * len(tokens))
-
-    def nll(features: Tensor) -> Tensor:
-        logits = network.logits(features).float()
-        return (weight * F.cross_entropy(logits, symbols, reduction="none")).sum()
-
-    draft_nll = nll(draft)
-    # Without a head, the target is the draft.
-    return LossTerms(draft_nll, draft_nll if target is None else nll(target))
+    aim = Aim() if aim is None else aim
+    bound = 1.0 / ((ends - revealed)[row] * len(tokens))
+    # A row has (D + 1)/2 masked tokens on average.
+    weight = bound if aim.weighting == "row" else 2.0 / ((ends + 1)[row] * len(tokens))
+    draft_logits = network.logits(draft).float()
+    draft_token = F.cross_entropy(draft_logits, symbols, reduction="none")
+    draft_nll = (bound * draft_token).sum()
+    if target is None:  # without a head, the target is the draft
+        return LossTerms(
+            draft_nll, draft_nll, (1 + aim.target_weight) * (weight * draft_token).sum()
+        )
+    target_logits = network.logits(target).float()
+    target_token = F.cross_entropy(target_logits, symbols, reduction="none")
+    loss = draft_token + aim.target_weight * target_token
+    if aim.distil:
+        taught = F.cross_entropy(draft_logits, target_logits.detach().softmax(-1), reduction="none")
+        loss = loss + aim.distil * (taught - draft_token)
+    return LossTerms(draft_nll, (bound * target_token).sum(), (weight * loss).sum())

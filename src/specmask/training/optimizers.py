@@ -26,14 +26,14 @@ def build(network: nn.Module, config: TrainConfig) -> dict[str, Optimizer]:
     rest = {name: p for name, p in parameters.items() if name not in blocks}
     matrices = {name: p for name, p in rest.items() if p.ndim >= 2}
     vectors = {name: p for name, p in rest.items() if p.ndim < 2}
-    groups = [_group(matrices, config.lr, config.weight_decay), _group(vectors, config.lr, 0.0)]
+    groups = _groups(matrices, config.lr, config, config.weight_decay)
+    groups += _groups(vectors, config.lr, config, 0.0)
     optimizers: dict[str, Optimizer] = {}
-    groups = [group for group in groups if group["names"]]
     if groups:
         optimizers["adamw"] = AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     if blocks:
-        group = _group(blocks, config.muon_lr, config.weight_decay)
-        optimizers["muon"] = Muon([group], lr=config.muon_lr)
+        groups = _groups(blocks, config.muon_lr, config, config.weight_decay)
+        optimizers["muon"] = Muon(groups, lr=config.muon_lr)
     return optimizers
 
 
@@ -92,6 +92,18 @@ def restore(optimizers: Mapping[str, Optimizer], tensors: Mapping[str, Tensor]) 
             raise KeyError(f"{kind} has no state for {missing[0]}")
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _groups(
+    parameters: Named, lr: float, config: TrainConfig, decay: float
+) -> list[dict[str, Any]]:
+    """What is not empty of: the head's, at a learning rate of its own, and all others."""
+    head = {name: p for name, p in parameters.items() if name.startswith("head.")}
+    if config.head_lr == 1:
+        return [_group(parameters, lr, decay)] if parameters else []
+    others = {name: p for name, p in parameters.items() if name not in head}
+    groups = (_group(others, lr, decay), _group(head, config.head_lr * lr, decay))
+    return [group for group in groups if group["names"]]
 
 
 def _group(parameters: Named, lr: float, decay: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from specmask.training.ema import Ema, copy_into, trained, weights
 from specmask.training.feed import Batch, Part
 from specmask.training.flops import count_flops, measured_peak
 from specmask.training.log import Log, Since, nats_and_bits
-from specmask.training.loss import Rows, draw_masks, loss_terms, tokens_and_lengths
+from specmask.training.loss import Aim, Rows, draw_masks, loss_terms, tokens_and_lengths
 
 VALIDATION_SEED = 2510_03929  # of the orders and masks of every validation, in every run
 
@@ -55,7 +55,9 @@ class Run:
         self.step, self.tokens, self.seconds, self.since = 0, 0, 0.0, Since()
         if checkpoint is not None:
             self._restore(checkpoint)
-        objective: nn.Module = Objective(network)
+        objective: nn.Module = Objective(
+            network, Aim(config.weighting, config.target_weight, config.distil)
+        )
         if config.compile:
             objective.compile()
         self.objective, *self.steppers = accelerator.prepare(objective, *self.optimizers.values())
@@ -224,9 +226,9 @@ class Run:
 class Objective(nn.Module):
     """The loss as a module, so that autocast, DDP and compilation wrap all of it."""
 
-    def __init__(self, network: DraftNetwork) -> None:
+    def __init__(self, network: DraftNetwork, aim: Aim | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.aim = network, aim
 
     def forward(
         self,
@@ -237,7 +239,7 @@ class Objective(nn.Module):
         scored: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The loss, and (2,) its draft and target terms without gradient."""
-        terms = loss_terms(self.network, tokens, order, revealed, lengths, scored)
+        terms = loss_terms(self.network, tokens, order, revealed, lengths, scored, self.aim)
         return terms.total, torch.stack((terms.draft_nll, terms.target_nll)).detach()
 
 
