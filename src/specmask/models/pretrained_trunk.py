@@ -19,7 +19,8 @@ from specmask.checks import optional_package, whole
 from specmask.errors import UserError, unknown
 from specmask.host import upload
 from specmask.models.blocks import Blocks, padding_mask, root_mean_square, row_turns, unit
-from specmask.models.hybrid import LOW_RANK, DraftNetwork, Head, HybridNetwork, initialise
+from specmask.models.head import Head
+from specmask.models.hybrid import LOW_RANK, DraftNetwork, HybridNetwork, initialise
 
 Kind = Literal["masked", "decoder", "shifted-decoder"]
 
