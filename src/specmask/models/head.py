@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from specmask.models.blocks import (
@@ -41,6 +42,9 @@ class Tracks:
 
 class Head(nn.Module):
     """Causal blocks over tracks along σ; the track of rank d predicts rank d (method.md §2)."""
+
+    compiled: Callable[[Head, HybridPrefix, Tensor, Tensor, Tensor], Tensor] | None = None
+    """`window` for passes without gradients, where `modes.prepare` has compiled it."""
 
     def __init__(
         self,
@@ -111,6 +115,35 @@ class Head(nn.Module):
         x = here + torch.cat((first, (token + read)[:, :-1]), dim=1)
         read_at = rotary_angles(F.pad(order[:, :-1], (1, 0), value=-1), self.pairs)
         return Tracks(x, *_turns_of(read_at, rotary_angles(order, self.pairs)))
+
+    def window(
+        self, prefix: HybridPrefix, ranks: Tensor, embedded: Tensor, mask: Tensor
+    ) -> Float[Tensor, "rows ranks width"]:
+        """Normalised output at some ranks, whose keys and values are stored in the prefix.
+
+        Args:
+            ranks: (B, K) in 0..L, where L is padding. embedded: as in `tracks`.
+            mask: (B, 1, K, M) which of the first M ranks each of them sees.
+        """
+        inside = ranks.clamp(max=prefix.order.shape[1] - 1)
+        tracks = self.tracks(inside, embedded, prefix.hidden, prefix.order)
+        x, reach = tracks.x, mask.shape[-1]
+        for layer, block in enumerate(self.blocks):
+            prefix.store(layer, ranks, *block.keys_values(x, tracks.turn_keys))
+            k, v = prefix.keys[layer][:, :, :reach], prefix.values[layer][:, :, :reach]
+            x = block.attend(x, tracks.turn_queries, k, v, mask, causal=False)
+        return self.predict(x, gather(prefix.hidden, inside))
+
+    def remember(self, prefix: HybridPrefix, ranks: Tensor, embedded: Tensor, mask: Tensor) -> None:
+        """As `window`, for keys and values alone: nobody reads the last block's output."""
+        tracks = self.tracks(ranks, embedded, prefix.hidden, prefix.order)
+        x, last = tracks.x, len(self.blocks) - 1
+        for layer, block in enumerate(self.blocks):
+            prefix.store(layer, ranks, *block.keys_values(x, tracks.turn_keys))
+            if layer < last:
+                k, v = prefix.keys[layer], prefix.values[layer]
+                k, v = (y[:, :, : mask.shape[-1]] for y in (k, v))
+                x = block.attend(x, tracks.turn_queries, k, v, mask, causal=False)
 
     def predict(self, x: Tensor, here: Tensor) -> Tensor:
         """Normalised output. The residual is h at the position predicted, not the one read.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from specmask.errors import UserError
@@ -317,10 +317,9 @@ class HybridNetwork(DraftNetwork):
         """Keys and values of the tracks of ranks < revealed, once per trunk pass."""
         rows = torch.arange(len(hidden), device=hidden.device)
         prefix = HybridPrefix(gather(hidden, order), order, [], [], rows)
-        known = int(revealed.max())
-        if known:
+        if known := int(revealed.max()):
             ranks = torch.arange(known, device=hidden.device).expand(len(rows), known)
-            self._run(prefix, ranks, tokens.gather(1, order), keys_only=True)
+            self.head.remember(prefix, ranks, *self._tracks(prefix, ranks, tokens.gather(1, order)))
         return prefix
 
     def target_features(
@@ -330,9 +329,11 @@ class HybridNetwork(DraftNetwork):
         drafts: Int64[Tensor, "rows length"],
     ) -> Float[Tensor, "rows ranks width"]:
         """What `logits` unembeds, of the window's tracks alone; see `Verifier.verify`."""
-        x = self._run(prefix, ranks, drafts)
-        here = gather(prefix.hidden, ranks.clamp(max=drafts.shape[1] - 1))
-        return self.head.predict(x, here)
+        embedded, mask = self._tracks(prefix, ranks, drafts)
+        # Where nothing is revealed yet there is nothing to store into, and it is made eagerly.
+        if self.head.compiled is None or torch.is_grad_enabled() or not prefix.keys:
+            return self.head.window(prefix, ranks, embedded, mask)
+        return self.head.compiled(self.head, prefix, ranks, embedded, mask)
 
     def verify(
         self,
@@ -343,28 +344,17 @@ class HybridNetwork(DraftNetwork):
         """Target logits of the window's tracks alone; see `Verifier.verify`."""
         return self.logits(self.target_features(prefix, ranks, drafts))
 
-    def _run(
-        self, prefix: HybridPrefix, ranks: Tensor, drafts: Tensor, keys_only: bool = False
-    ) -> Tensor:
-        """The head's blocks on some tracks, storing keys and values; the last block's output.
-
-        With `keys_only` the last block stops after its keys and values: nobody reads its output.
-        """
-        inside = ranks.clamp(max=drafts.shape[1] - 1)
-        embedded = self.trunk.embed(drafts.gather(1, (inside - 1).clamp(min=0)))
-        embedded = embedded.to(prefix.hidden.dtype)
-        tracks = self.head.tracks(inside, embedded, prefix.hidden, prefix.order)
-        x = tracks.x
+    def _tracks(
+        self, prefix: HybridPrefix, ranks: Tensor, drafts: Tensor
+    ) -> tuple[Float[Tensor, "rows ranks width"], Bool[Tensor, "rows 1 ranks reach"]]:
+        """What the tracks of (B, K) ranks read: the embedded token of the rank before, and which
+        ranks they see."""
+        before = (ranks.clamp(max=drafts.shape[1] - 1) - 1).clamp(min=0)
+        embedded = self.trunk.embed(drafts.gather(1, before)).to(prefix.hidden.dtype)
         # A row's first rank is at most the reach, so nobody need look how far they go.
-        reach = prefix.reach = min(prefix.reach + ranks.shape[1], drafts.shape[1])
-        mask = (torch.arange(reach, device=ranks.device) <= ranks[..., None])[:, None]
-        for layer, block in enumerate(self.head.blocks):
-            prefix.store(layer, ranks, *block.keys_values(x, tracks.turn_keys))
-            if keys_only and layer + 1 == len(self.head.blocks):
-                break
-            k, v = prefix.keys[layer][:, :, :reach], prefix.values[layer][:, :, :reach]
-            x = block.attend(x, tracks.turn_queries, k, v, mask, causal=False)
-        return x
+        prefix.reach = min(prefix.reach + ranks.shape[1], drafts.shape[1])
+        seen = torch.arange(prefix.reach, device=ranks.device) <= ranks[..., None]
+        return embedded, seen[:, None]
 
 
 class HybridTransformer(HybridNetwork):

@@ -14,10 +14,12 @@ from copy import deepcopy
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from specmask.errors import UserError, first_line, unknown
-from specmask.models.hybrid import LOW_RANK, DraftNetwork, Trunk
+from specmask.models.head import Head, HybridPrefix
+from specmask.models.hybrid import LOW_RANK, DraftNetwork, HybridNetwork, Trunk
 from specmask.models.linear import Int8Linear
 
 DTYPES = ("float32", "bfloat16")
@@ -123,6 +125,8 @@ def prepare(
             _to_int8(part)
     if compile:
         network.trunk.compiled = CompiledPass(graphs=compile == "graphs")
+        if isinstance(network, HybridNetwork):
+            network.head.compiled = CompiledWindow()
         _log.info(COMPILES)
     network.rounded = quantize or (dtype if dtype != "float32" else None)
     return network
@@ -233,6 +237,38 @@ class CompiledPass:
 
     def __reduce__(self) -> tuple[type[CompiledPass], tuple[bool]]:
         return CompiledPass, (self.graphs,)  # compiled code is neither copied nor saved
+
+
+class CompiledWindow:
+    """A verify pass through `torch.compile`: the arguments and result of `Head.window`.
+
+    One graph for a single row and one for more, whatever the width of the window and how much is
+    revealed.
+    """
+
+    def __init__(self) -> None:
+        self._run = torch.compile(Head.window, fullgraph=True)
+
+    def __call__(
+        self, head: Head, prefix: HybridPrefix, ranks: Tensor, embedded: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Features (B, K, C), as `Head.window`."""
+        width, ranks = ranks.shape[1], ranks.contiguous()  # other strides are another kind
+        if width == 1:  # would be a kind of its own
+            ranks = F.pad(ranks, (0, 1), value=prefix.order.shape[1])
+            embedded, mask = F.pad(embedded, (0, 0, 0, 1)), F.pad(mask, (0, 0, 0, 1), value=True)
+        rows = () if len(ranks) == 1 else (0,)
+        for given, axes in (
+            *((ranks, (1,)), (embedded, (1,)), (mask, (2, 3))),
+            *((kept, ()) for kept in (prefix.hidden, prefix.order, *prefix.keys, *prefix.values)),
+        ):
+            for axis in (*rows, *axes):
+                torch._dynamo.maybe_mark_dynamic(given, axis)
+        with torch._dynamo.config.patch(recompile_limit=64):
+            return self._run(head, prefix, ranks, embedded, mask)[:, :width]
+
+    def __reduce__(self) -> tuple[type[CompiledWindow], tuple[()]]:
+        return CompiledWindow, ()
 
 
 def _pad_rows(x: Tensor, more: int) -> Tensor:
