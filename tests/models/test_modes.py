@@ -23,7 +23,13 @@ from specmask.bench.known_chain import KnownChain
 from specmask.models.head import Head
 from specmask.models.hybrid import HybridTransformer, Trunk
 from specmask.models.linear import Int8Linear, Linear
-from specmask.models.modes import CompiledPass, CompiledWindow, check_modes, prepare
+from specmask.models.modes import (
+    CompiledBackbone,
+    CompiledPass,
+    CompiledWindow,
+    check_modes,
+    prepare,
+)
 
 VOCAB, LENGTH = 3, 5
 ROWS = all_rows(VOCAB, LENGTH)
@@ -334,7 +340,36 @@ def test_pretrained_trunks(protein_model: Path, mode: dict[str, Any]) -> None:
     hidden = other.network.trunk(out.tokens, out.lengths)
     assert other.network.draft_logits(hidden, out.order).dtype == torch.float32
     specmask.sample(other, num=2, length=6)
-    refuse(lambda: prepare(plain.network, compile=True), "compile", "Transformers", "bfloat16")
+
+
+def test_a_compiled_pretrained_trunk(protein_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states are the eager ones for all numbers of rows, ragged or not, by two graphs.
+
+    Guards against a graph a batch size. Gradients go through the model as it is.
+    """
+    torch._dynamo.reset()
+    plain, other = (
+        specmask.from_pretrained_trunk(protein_model, tokenizer=protein_model / "vocab.txt")
+        for _ in range(2)
+    )
+    counter, network = CompileCounter(), other.network
+    network.trunk.compiled = compiled = CompiledBackbone()
+    compiled._run = torch.compile(nn.Module.__call__, backend=counter)
+    tokens = torch.randint(5, 20, (5, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for rows in (5, 4, 3, 2, 1):
+            for lengths in (torch.full((rows,), 9), torch.arange(9, 9 - rows, -1)):
+                got, expected = (
+                    one.network.trunk(tokens[:rows], lengths) for one in (other, plain)
+                )
+                torch.testing.assert_close(got, expected)
+    assert 0 < counter.frame_count <= 2
+    before = counter.frame_count
+    network.trunk(tokens[:2], torch.full((2,), 9))
+    assert counter.frame_count == before
+    assert copy.deepcopy(network).trunk.compiled is not compiled
+    monkeypatch.setattr("specmask.models.modes.check_modes", lambda *_, **__: None)
+    refuse(lambda: prepare(plain.network, compile="graphs"), "graphs", "Transformers", "True")
 
 
 # ---------------------------------------------------------------------------------------- refusals

@@ -95,7 +95,7 @@ class ModeOptions:
     dtype: str = "float32"
     """float32, or bfloat16: rounded weights, half the memory, faster where the machine has it."""
     compile: str = "False"
-    """True compiles trunk passes, which first takes a while; graphs (CUDA) also records them."""
+    """True compiles passes, which first takes a while; graphs (CUDA) also records the trunk's."""
     quantize: str | None = None
     """int8 (CPU): 8-bit products in the trunk; lossy, and at text8-small's width no
     faster (docs/performance/modes.md)."""

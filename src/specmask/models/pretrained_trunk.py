@@ -8,8 +8,9 @@ it starts as the identity, so that at step 0 both laws are the pretrained model'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -126,6 +127,9 @@ class PretrainedTrunk(nn.Module):
         config: its sizes and symbols.
     """
 
+    compiled: Callable[..., Any] | None = None
+    """The backbone for passes without gradients, where `modes.prepare` has compiled it."""
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -191,14 +195,17 @@ class PretrainedTrunk(nn.Module):
         if lengths is not None:
             (sizes,) = upload(tokens.device, lengths)
         ids, attended = frame(tokens, sizes, config.before, config.after, config.pad_id)
+        run: Callable[..., Any] = self.backbone
+        if self.compiled is not None and not torch.is_grad_enabled():
+            run = partial(self.compiled, self.backbone)
         if config.kind == "masked":
-            hidden = self.backbone(input_ids=ids, attention_mask=attended)[0]
+            hidden = run(input_ids=ids, attention_mask=attended)[0]
         else:  # a mask of four axes replaces the causal one
             dtype = next(self.backbone.parameters()).dtype
             mask = torch.zeros(attended.shape, dtype=dtype, device=ids.device)
             mask = mask.masked_fill(attended == 0, torch.finfo(dtype).min)[:, None, None]
             mask = mask.expand(-1, 1, ids.shape[1], -1)
-            hidden = self.backbone(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+            hidden = run(input_ids=ids, attention_mask=mask, use_cache=False)[0]
         if config.kind == "shifted-decoder":
             hidden = torch.cat((hidden[:, :1], hidden[:, :-1]), dim=1)
         return hidden[:, len(config.before) : len(config.before) + longest]
