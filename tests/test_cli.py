@@ -533,7 +533,7 @@ def test_sample_refused(
 
 
 @pytest.mark.parametrize(("options", "words"), MODES_REFUSED)
-@pytest.mark.parametrize("verb", ["sample", "bench"])
+@pytest.mark.parametrize("verb", ["sample", "bench", "score", "tune"])
 def test_modes_refused(
     data: Path,
     refused: Callable[..., str],
@@ -542,7 +542,13 @@ def test_modes_refused(
     words: tuple[str, ...],
 ) -> None:
     """Before the model is loaded: this one is not there."""
-    said = refused(verb, "nothing", *(("--data", data) if verb == "bench" else ()), *options)
+    files: dict[str, tuple[object, ...]] = {
+        "sample": (),
+        "bench": ("--data", data),
+        "score": (data,),
+        "tune": ("--data", data, "--nfe", 8),
+    }
+    said = refused(verb, "nothing", *files[verb], *options)
     assert all(word in said for word in words)
 
 
@@ -844,6 +850,33 @@ def test_score_agrees_with_the_library(
     printed = capsys.readouterr().out
     assert printed.startswith(f"{mean:.4f} ± ")
     assert f"3 rows of {LENGTH}, 2 orders each" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "modes"),
+    [
+        (("--dtype", "bfloat16"), {"dtype": "bfloat16"}),
+        (("--quantize", "int8"), {"quantize": "int8"}),
+    ],
+)
+def test_scores_in_a_mode_are_laws_of_the_network_in_it(
+    tmp_path: Path, model: Path, options: tuple[str, ...], modes: dict[str, Any]
+) -> None:
+    """As the library's, and not the float32 network's; each line says the mode."""
+    (tmp_path / "text").write_text(TEXT[:LENGTH] + "\n")
+    words = ("score", model, tmp_path / "text", "--rows", 1, "--seed", 5, "--overwrite")
+    found = {}
+    for name, more in (("plain", ()), ("mode", options)):
+        assert command(*words, "--out", tmp_path / name, *more) == 0
+        (found[name],) = lines(tmp_path / name)
+    tokens = torch.tensor([[ALPHABET.index(symbol) for symbol in TEXT[:LENGTH]]])
+    order = specmask.random_orders(tokens, 5, 0)
+    law = specmask.log_prob(specmask.load(model, **modes), tokens, order, specmask.Speculative())
+    assert found["mode"]["log_prob"] == pytest.approx(law.item(), rel=1e-9)
+    assert found["mode"]["log_prob"] != pytest.approx(found["plain"]["log_prob"], rel=1e-9)
+    plain = {"dtype": "float32", "compile": False, "quantize": None}
+    assert {name: found["plain"][name] for name in plain} == plain
+    assert {name: found["mode"][name] for name in plain} == {**plain, **modes}
 
 
 def test_score_refuses_random_counts_by_name(data: Path, model: Path, refused) -> None:

@@ -23,20 +23,10 @@ from specmask import (
     HybridTransformer,
     Speculative,
 )
+from specmask.bench.pass_times import PassTimes, measure_passes
 from specmask.bench.run import json_line, settings_of, show
-from specmask.bench.tune import (
-    OWN_ROWS,
-    Budget,
-    PassTimes,
-    check_tuning,
-    measure_passes,
-    own_rows,
-    pareto,
-    score_settings,
-    settings_grid,
-    tune,
-    window_grid,
-)
+from specmask.bench.tune import OWN_ROWS, Budget, check_tuning, own_rows, pareto, tune
+from specmask.bench.tune_scores import score_settings, settings_grid, window_grid
 from specmask.data.fasta import AMINO_ACIDS
 from specmask.data.tokenizers import character_tokenizer
 from specmask.masking import parse_window, window_ends
@@ -317,7 +307,7 @@ def test_seconds_are_those_of_the_passes(model: specmask.Model, tokens: torch.Te
 def test_pass_times_are_of_one_row(model: specmask.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that moves two seconds in a trunk pass and one in a verify pass."""
     clock = iter(second for k in range(99) for second in (3 * k, 3 * k + 2, 3 * k + 3))
-    monkeypatch.setattr("specmask.bench.tune.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("specmask.host.time.perf_counter", lambda: next(clock))
     found = measure_passes(model, LENGTH, 4, repeats=5)
     assert (found.trunk, found.verify, found.batch_size) == (0.5, 0.25, 4)
 
@@ -386,6 +376,32 @@ def test_tune_saves_a_default_that_sample_uses(
     assert [row["sampler"] for row in rows[0]] == ["speculative"] * 4
     mean = sum(row["nfe"] for row in rows[0]) / 4
     assert saved["metered"]["nfe"] == pytest.approx(mean)
+
+
+def test_tune_in_a_mode_tunes_the_network_in_it(
+    tmp_path: Path, folder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bits are of the rounded network's laws; the lines, the saved file and the command say so."""
+    found = {}
+    for name, options in (("plain", ()), ("bfloat16", ("--dtype", "bfloat16"))):
+        out = tmp_path / f"{name}.jsonl"
+        words = ("tune", folder, "--data", data, "--nfe", 7, *QUICK, "--out", out)
+        assert command(*words, *options) == 0
+        found[name] = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {line["dtype"] for line in found["bfloat16"]} == {"bfloat16"}
+    assert {line["dtype"] for line in found["plain"]} == {"float32"}
+    bits = {
+        name: {json.dumps(p["settings"]): p["bits"] for p in rows[:-1]}
+        for name, rows in found.items()
+    }
+    both = bits["plain"].keys() & bits["bfloat16"].keys()
+    assert both
+    assert all(bits["plain"][key] != bits["bfloat16"][key] for key in both)
+    saved = json.loads((folder / "sampler.json").read_text())
+    assert (saved["dtype"], saved["compile"], saved["quantize"]) == ("bfloat16", False, None)
+    said, notes = capsys.readouterr()
+    assert said.splitlines()[-1].endswith(" --dtype bfloat16")
+    assert "tuned for --dtype bfloat16" in notes
 
 
 def test_an_interruption_of_the_check_loses_the_check_alone(

@@ -81,7 +81,10 @@ def uniform(seed: int, *words: Tensor | int) -> Tensor:
     check_seed(seed)
     device = next(word.device for word in words if isinstance(word, Tensor))
     padded = (*words, 0, 0, 0, 0)[:4]
-    counter = tuple(torch.as_tensor(word, dtype=torch.int64, device=device) for word in padded)
+    counter = tuple(  # a number is filled in on the device, which need not wait for it
+        word.long() if isinstance(word, Tensor) else torch.full((), word, device=device)
+        for word in padded
+    )
     a, b, _, _ = philox(
         torch.broadcast_tensors(*counter),
         (seed & _WORD, seed >> 32),

@@ -11,14 +11,15 @@ import torch
 
 import specmask
 from oracle import tiny_network
-from specmask.bench import speed
+from specmask.bench import speed, speed_parts
 from specmask.bench.run import read_points, write_points
-from specmask.bench.speed import Case
+from specmask.bench.speed_cases import Case
+from specmask.bench.speed_loops import ours, textbook
 from specmask.bench.speed_tables import speed_tables
 from specmask.cli import main
 from specmask.data.tokenizers import character_tokenizer
 from specmask.masking import ConstantWindow
-from specmask.samplers import Ancestral, Speculative
+from specmask.samplers import Ancestral, Speculative, speculative
 
 LENGTH = 16
 CASE = Case("tiny", 3, LENGTH, Speculative(ConstantWindow(4), rounds=2))
@@ -32,7 +33,7 @@ def model(tmp_path: Path) -> specmask.Model:
 
 
 def test_ours_is_the_whole_of_sampling(model: specmask.Model) -> None:
-    timed = speed.ours(model, CASE, seed=5)
+    timed = ours(model, CASE, seed=5)
     out = specmask.sample(model, CASE.sampler, num=3, seed=5)
     assert timed.tokens == 3 * LENGTH
     assert timed.passes == int(out.trunk_passes.max())
@@ -40,7 +41,7 @@ def test_ours_is_the_whole_of_sampling(model: specmask.Model) -> None:
 
 
 def test_a_number_of_passes_is_kept(model: specmask.Model) -> None:
-    timed = speed.ours(model, replace(CASE, passes=2, known=0.5), seed=5)
+    timed = ours(model, replace(CASE, passes=2, known=0.5), seed=5)
     assert timed.passes == len(timed.rows) == 2
     assert 2 * 3 * 2 <= timed.tokens <= 2 * 3 * 4  # two ranks at least, the window at most
 
@@ -51,27 +52,29 @@ def test_the_textbook_loop_fills_every_row(model: specmask.Model) -> None:
     network.trunk.register_forward_pre_hook(
         lambda _, inputs: seen.append((inputs[0] == network.mask_id).sum(1))
     )
-    timed = speed.textbook(model, CASE, 5)
+    timed = textbook(model, CASE, 5)
     assert timed.tokens == 3 * LENGTH
     assert [row.tolist() for row in seen] == [[n] * 3 for n in (16, 13, 10, 7, 4)]
     assert timed.passes == 5
 
 
 def test_parts_add_up_and_none_is_counted_twice(model: specmask.Model) -> None:
-    found = speed.parts(model, CASE, seed=5)
-    assert tuple(found) == speed.PARTS
+    found = speed_parts.parts(model, CASE, seed=5)
+    assert tuple(found) == speed_parts.PARTS
     assert min(found.values()) > 0
-    assert speed.parts_of_samplers.draw is torch.nn.Module or callable(speed.parts_of_samplers.draw)
-    clock = speed.Clock(torch.device("cpu"))
+    clock = speed_parts.Clock(torch.device("cpu"))
     with clock("outer"), clock("inner"):
         pass
     assert list(clock.seconds) == ["outer"]
 
 
 def test_timing_leaves_no_trace_in_the_samplers(model: specmask.Model) -> None:
-    before = {name: vars(speed.speculative_sampling).get(name) for name in speed._DRAWS}
-    speed.parts(model, CASE)
-    assert {name: vars(speed.speculative_sampling).get(name) for name in speed._DRAWS} == before
+    def functions() -> dict[str, Any]:
+        return {name: vars(speculative).get(name) for name in speed_parts._DRAWS}
+
+    before = functions()
+    speed_parts.parts(model, CASE)
+    assert functions() == before
 
 
 def test_a_later_round_asks_for_the_window_alone(model: specmask.Model) -> None:

@@ -20,9 +20,16 @@ import specmask
 from oracle import FALSE_ALARM, all_orders, all_rows, chi_square, code, tiny_network
 from refusal import refuse
 from specmask.bench.known_chain import KnownChain
+from specmask.models.head import Head
 from specmask.models.hybrid import HybridTransformer, Trunk
 from specmask.models.linear import Int8Linear, Linear
-from specmask.models.modes import CompiledPass, check_modes, prepare
+from specmask.models.modes import (
+    CompiledBackbone,
+    CompiledPass,
+    CompiledWindow,
+    check_modes,
+    prepare,
+)
 
 VOCAB, LENGTH = 3, 5
 ROWS = all_rows(VOCAB, LENGTH)
@@ -187,6 +194,44 @@ def test_one_graph_serves_all_numbers_of_rows() -> None:
 
 
 @torch.no_grad()
+def test_one_graph_of_the_head_serves_all_windows() -> None:
+    """Features are the eager ones for all rows, widths and revealed ranks, in later rounds too.
+
+    Guards against a graph a width, and against keys and values that a graph keeps to itself.
+    """
+    torch._dynamo.reset()
+    networks = [float_network(length=16) for _ in range(2)]
+    counter = CompileCounter()
+    compiled = CompiledWindow()
+    compiled._run = torch.compile(Head.window, fullgraph=True, backend=counter)
+    networks[0].head.compiled = compiled
+    tokens = torch.randint(VOCAB, (5, 16), generator=torch.Generator().manual_seed(1))
+    order = torch.argsort(tokens, dim=1, stable=True)
+
+    def features(network: HybridTransformer, rows: int, known: int, width: int) -> torch.Tensor:
+        hidden = network.trunk(tokens[:rows], torch.full((rows,), 16))
+        full = torch.full((rows,), known)
+        prefix = network.prefix(hidden, tokens[:rows], order[:rows], full)
+        ranked = tokens.gather(1, order)[:rows]
+        ranks = torch.arange(known, known + width).expand(rows, width)
+        first = network.target_features(prefix, ranks, ranked)
+        if known + width < 16:  # a later round of other rows
+            rows = max(1, rows - 1)
+            later = torch.full((rows, 1), known + width)
+            prefix = prefix.take(torch.arange(rows))
+            return torch.cat(
+                (first[:rows], network.target_features(prefix, later, ranked[:rows])), 1
+            )
+        return first
+
+    for rows in (5, 4, 2, 1):
+        for known, width in ((3, 5), (8, 4), (1, 1), (10, 6), (15, 1)):
+            got, expected = (features(network, rows, known, width) for network in networks)
+            torch.testing.assert_close(got, expected)
+    assert counter.frame_count == 2  # a single row, and more
+
+
+@torch.no_grad()
 def test_padded_rows_are_cut_off_and_copies_have_their_own_weights() -> None:
     network = float_network()
     compiled = CompiledPass(graphs=True)
@@ -207,7 +252,9 @@ def test_padded_rows_are_cut_off_and_copies_have_their_own_weights() -> None:
     assert seen == [1, 2, 4, 8, 8, 16]
     torch._dynamo.reset()
     traced(network)
+    network.head.compiled = CompiledWindow()
     other = copy.deepcopy(network)
+    assert other.head.compiled is not network.head.compiled
     assert other.trunk.compiled is not network.trunk.compiled
     other.trunk.compiled._run = network.trunk.compiled._run
     other.trunk.embed.weight.mul_(-1)
@@ -293,7 +340,36 @@ def test_pretrained_trunks(protein_model: Path, mode: dict[str, Any]) -> None:
     hidden = other.network.trunk(out.tokens, out.lengths)
     assert other.network.draft_logits(hidden, out.order).dtype == torch.float32
     specmask.sample(other, num=2, length=6)
-    refuse(lambda: prepare(plain.network, compile=True), "compile", "Transformers", "bfloat16")
+
+
+def test_a_compiled_pretrained_trunk(protein_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states are the eager ones for all numbers of rows, ragged or not, by two graphs.
+
+    Guards against a graph a batch size. Gradients go through the model as it is.
+    """
+    torch._dynamo.reset()
+    plain, other = (
+        specmask.from_pretrained_trunk(protein_model, tokenizer=protein_model / "vocab.txt")
+        for _ in range(2)
+    )
+    counter, network = CompileCounter(), other.network
+    network.trunk.compiled = compiled = CompiledBackbone()
+    compiled._run = torch.compile(nn.Module.__call__, backend=counter)
+    tokens = torch.randint(5, 20, (5, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for rows in (5, 4, 3, 2, 1):
+            for lengths in (torch.full((rows,), 9), torch.arange(9, 9 - rows, -1)):
+                got, expected = (
+                    one.network.trunk(tokens[:rows], lengths) for one in (other, plain)
+                )
+                torch.testing.assert_close(got, expected)
+    assert 0 < counter.frame_count <= 2
+    before = counter.frame_count
+    network.trunk(tokens[:2], torch.full((2,), 9))
+    assert counter.frame_count == before
+    assert copy.deepcopy(network).trunk.compiled is not compiled
+    monkeypatch.setattr("specmask.models.modes.check_modes", lambda *_, **__: None)
+    refuse(lambda: prepare(plain.network, compile="graphs"), "graphs", "Transformers", "True")
 
 
 # ---------------------------------------------------------------------------------------- refusals

@@ -25,7 +25,8 @@ from specmask.bench.run import (
     sample_point,
     sampler_name,
 )
-from specmask.bench.tune import Budget, tune, window_grid
+from specmask.bench.tune import Budget, tune
+from specmask.bench.tune_scores import window_grid
 from specmask.errors import UserError
 from specmask.likelihood import conditionals, random_orders
 from specmask.likelihood.profile import nll_profile

@@ -23,9 +23,9 @@ from torch import Tensor
 import specmask
 from specmask.bench.benchmark import machine
 from specmask.bench.run import Point, read_points, write_points
-from specmask.bench.speed import now
 from specmask.bench.tables import markdown
 from specmask.checks import whole
+from specmask.host import now
 from specmask.models.checkpoint import Model
 from specmask.training.loop import versions
 

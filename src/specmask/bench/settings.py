@@ -22,7 +22,7 @@ from torch import Tensor
 import specmask
 from specmask.bench.benchmark import Results
 from specmask.bench.run import Point, fingerprint, law_point, law_points
-from specmask.bench.tune import score_settings, settings_grid
+from specmask.bench.tune_scores import score_settings, settings_grid
 from specmask.checks import check_seed, whole
 from specmask.data.batches import windows
 from specmask.data.files import read_text

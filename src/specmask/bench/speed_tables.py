@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 from specmask.bench.plot import OURS
 from specmask.bench.run import Point
-from specmask.bench.speed import PARTS
+from specmask.bench.speed_parts import PARTS
 from specmask.bench.tables import markdown
 
 _COLOURS = (OURS, "#5fb49c", "#2f5fb0", "#e0a030", "#b04a2f")  # of PARTS

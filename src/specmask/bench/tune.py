@@ -19,273 +19,34 @@ the weight.) Budgets are about generating; without own rows, about the text.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float64
 from torch import Tensor
 
 import specmask
+from specmask.bench.pass_times import PassTimes
 from specmask.bench.run import Point, describe, estimate
-from specmask.errors import UserError
-from specmask.likelihood import Conditionals, conditionals, random_orders
-from specmask.likelihood.sweep import FIRSTS, sweep
-from specmask.masking import (
-    ConstantWindow,
-    CosineWindow,
-    FullWindow,
-    LinearWindow,
-    Window,
-    window_ends,
+from specmask.bench.tune_scores import (
+    Progress,
+    Scores,
+    score_settings,
+    settings_grid,
+    tell,
+    window_grid,
 )
-from specmask.models import protocol
+from specmask.errors import UserError
+from specmask.likelihood import random_orders
+from specmask.masking import Window
 from specmask.models.checkpoint import Model
-from specmask.models.protocol import Verifier, has_head
+from specmask.models.protocol import has_head
 from specmask.samplers import Speculative
-from specmask.samplers.base import draw_tokens, score_tokens
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, how much of it is done, how much there is)."""
 
 OWN_ROWS = 1 << 31
 """Number of the first row that is drawn for costs, far from those of `specmask sample`."""
 _MOST_DRAWN = 4  # times that own rows are drawn
-
-
-# -------------------------------------------------------------------------------------- settings
-
-
-def window_grid(lengths: Tensor, most: int = 500) -> list[Window]:
-    """At most `most` windows that differ on rows of these (B,) lengths, small and large.
-
-    Cosine steps at equal ratios, fewer constants and shares of the row, and no window at all.
-    """
-    longest = int(lengths.max())
-    part = max(1, most // 10)
-    shares = [_rounded(share) for share in _spaced(1 / longest, 1.0, part)]
-    sizes = sorted({round(size) for size in _spaced(1, longest, part)})
-    steps = [_rounded(step) for step in _spaced(0.5 / longest, 1.0, max(1, most - 2 * part - 1))]
-    windows: list[Window] = [
-        FullWindow(),
-        *map(ConstantWindow, sizes),
-        *map(LinearWindow, shares),
-        *map(CosineWindow, steps),
-    ]
-    distinct: dict[bytes, Window] = {}
-    for window in windows:
-        ends = [_ends(window, length) for length in lengths.unique().tolist()]
-        distinct.setdefault(torch.cat(ends).numpy().tobytes(), window)
-    return list(distinct.values())[:most]
-
-
-def _spaced(low: float, high: float, count: int) -> list[float]:
-    """`count` numbers from low to high at equal ratios."""
-    return torch.logspace(math.log10(low), math.log10(high), count, dtype=torch.float64).tolist()
-
-
-def _rounded(share: float) -> float:
-    """To three digits, as one types it."""
-    return min(float(f"{share:.3g}"), 1.0)
-
-
-def _ends(window: Window, length: int) -> Tensor:
-    prefixes = torch.arange(length)
-    return window_ends(window, prefixes, torch.full_like(prefixes, length))
-
-
-def settings_grid(
-    windows: Sequence[Window], rounds: int, temperature: float = 1.0
-) -> list[Speculative]:
-    """Every window with both first-rank rules and 1..rounds rounds, in the order of `sweep`."""
-    return [
-        Speculative(window, n, first, temperature=temperature)  # type: ignore[arg-type]
-        for window in windows
-        for first in FIRSTS
-        for n in range(1, rounds + 1)
-    ]
-
-
-# ---------------------------------------------------------------------------------------- scores
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Exact figures of S settings on B rows.
-
-    bits: (B, S) of each whole row. trunk, verify: (B, S) expected passes. lengths: (B,) tokens.
-    """
-
-    bits: Float64[Tensor, "rows settings"]
-    trunk: Float64[Tensor, "rows settings"]
-    verify: Float64[Tensor, "rows settings"]
-    lengths: Tensor
-
-    def bits_per_token(self) -> tuple[Tensor, Tensor]:
-        """(S,) bits per token over all rows, and their standard errors (`metrics.estimate`)."""
-        sizes = self.lengths.double()[:, None]
-        mean = self.bits.sum(0) / sizes.sum()
-        count = len(sizes)
-        squares = (self.bits - mean * sizes).square().sum(0)
-        return mean, (count / (count - 1) * squares).sqrt() / sizes.sum()
-
-    def cost(self, trunk: float, verify: float) -> tuple[Tensor, Tensor]:
-        """(S,) mean cost of a row at these costs of a pass, and its standard errors."""
-        cost = trunk * self.trunk + verify * self.verify
-        return cost.mean(0), cost.std(0) / math.sqrt(len(cost))
-
-
-@torch.no_grad()
-def score_settings(
-    model: Model,
-    tokens: Tensor,
-    order: Tensor,
-    lengths: Tensor,
-    windows: Sequence[Window],
-    rounds: int,
-    temperature: float = 1.0,
-    batch_size: int = 64,
-    progress: Progress | None = None,
-) -> Scores:
-    """Score `settings_grid` on (B, L) rows along (B, L) orders: one table, then recursions alone.
-
-    Raises:
-        UserError: a row that the network gives probability zero at some place, so that bits are
-            infinite; what `conditionals` refuses.
-    """
-    size = max(1, (1 << 24) // tokens.shape[1] ** 2)  # rows whose tables stay below 256 MB
-    pairs, found = int(lengths.sum()), []
-    for at in range(0, len(tokens), size):
-        part = slice(at, at + size)
-        before = int(lengths[:at].sum())
-        table = conditionals(
-            model,
-            tokens[part],
-            order[part],
-            lengths=lengths[part],
-            temperature=temperature,
-            batch_size=batch_size,
-            progress=lambda done, _, before=before: _tell(  # type: ignore[misc]
-                progress, "tables of conditionals", before + done, pairs
-            ),
-        )
-        _check_possible(table, at)
-        swept = sweep(
-            table,
-            windows,
-            rounds,
-            lambda done, _, at=at: _tell(progress, "settings", at + done, len(tokens)),  # type: ignore[misc]
-        )
-        found.append((-swept.log_prob / math.log(2), swept.trunk, swept.verify))
-    bits, trunk, verify = (torch.cat(x).flatten(1).cpu() for x in zip(*found, strict=True))
-    return Scores(bits, trunk, verify, lengths.cpu())
-
-
-def _tell(progress: Progress | None, what: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(what, done, total)
-
-
-def _check_possible(table: Conditionals, first_row: int) -> None:
-    assert table.log_p is not None
-    zero = ((table.log_q == -torch.inf) | (table.log_p == -torch.inf)).flatten(1).any(1)
-    if bool(zero.any()):
-        row = first_row + int(zero.nonzero()[0])
-        raise UserError(
-            f"row {row} of the data holds a token that the model never draws, so its bits are "
-            "infinite: leave out such rows, or tune at a temperature above 0"
-        )
-
-
-def own_rows(
-    model: Model,
-    sampler: Speculative,
-    lengths: Tensor,
-    seed: int,
-    batch_size: int,
-    progress: Progress | None = None,
-    first: int = OWN_ROWS,
-) -> specmask.Samples:
-    """A row of the sampler's own for each of the (B,) lengths, numbered from `first`."""
-    canvas = torch.full((len(lengths), int(lengths.max())), model.network.mask_id)
-    rows = range(first, first + len(lengths))
-    done = 0
-
-    def on_frame(frame: specmask.Frame) -> None:
-        nonlocal done
-        done += int(frame.finished.sum())
-        _tell(progress, "rows of the model's own", done, len(lengths))
-
-    return specmask.sample(
-        model,
-        sampler,
-        canvas=canvas,
-        lengths=lengths,
-        seed=seed,
-        batch_size=batch_size,
-        rows=rows,
-        on_frame=on_frame,
-    )
-
-
-# ----------------------------------------------------------------------------------------- costs
-
-
-@dataclass(frozen=True)
-class PassTimes:
-    """Seconds of a row's share in a trunk pass and in a verify pass, in batches of batch_size."""
-
-    trunk: float
-    verify: float
-    batch_size: int
-
-
-@torch.no_grad()
-def measure_passes(
-    model: Model,
-    length: int,
-    batch_size: int,
-    temperature: float = 1.0,
-    repeats: int = 7,
-) -> PassTimes:
-    """Medians over `repeats` pairs of a trunk and a verify pass, after one to warm up.
-
-    Half of a row is revealed, and the window holds a quarter of it. The trunk pass counts with the
-    drafts and what the head keeps of it, the verify pass with the probabilities of its drafts.
-    """
-    network, device = model.network, model.device
-    assert isinstance(network, Verifier)
-    ranked = torch.zeros(batch_size, length, dtype=torch.int64, device=device)
-    order = torch.arange(length, device=device).expand_as(ranked)
-    lengths, revealed = torch.full((2, batch_size), length, device=device)
-    revealed = revealed // 2
-    tokens = ranked.masked_fill(order >= length // 2, network.mask_id)
-    window = order[:, length // 2 :][:, : max(1, length // 4)]
-    uniforms = torch.full(window.shape, 0.5, dtype=torch.float64, device=device)
-    times = []
-    for _ in range(1 + repeats):
-        began = _now(device)
-        hidden = network.trunk(tokens, lengths)
-        logits = protocol.draft_logits(network, hidden, window)
-        drafts, _ = draw_tokens(logits, uniforms, temperature, 1.0)
-        prefix = network.prefix(hidden, tokens, order, revealed)
-        drafted = _now(device)
-        target = protocol.verify(network, prefix, window, ranked)
-        score_tokens(target, drafts, temperature, 1.0)
-        times.append((drafted - began, _now(device) - drafted))
-    trunk, verify = torch.tensor(times[1:], dtype=torch.float64).median(0).values.tolist()
-    return PassTimes(trunk / batch_size, verify / batch_size, batch_size)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-# ---------------------------------------------------------------------------------------- choice
 
 
 @dataclass(frozen=True)
@@ -455,6 +216,37 @@ def tune(
         for k in front
     ]
     return Tuning(points, front.index(chosen), [settings[k] for k in front], len(settings))
+
+
+def own_rows(
+    model: Model,
+    sampler: Speculative,
+    lengths: Tensor,
+    seed: int,
+    batch_size: int,
+    progress: Progress | None = None,
+    first: int = OWN_ROWS,
+) -> specmask.Samples:
+    """A row of the sampler's own for each of the (B,) lengths, numbered from `first`."""
+    canvas = torch.full((len(lengths), int(lengths.max())), model.network.mask_id)
+    rows = range(first, first + len(lengths))
+    done = 0
+
+    def on_frame(frame: specmask.Frame) -> None:
+        nonlocal done
+        done += int(frame.finished.sum())
+        tell(progress, "rows of the model's own", done, len(lengths))
+
+    return specmask.sample(
+        model,
+        sampler,
+        canvas=canvas,
+        lengths=lengths,
+        seed=seed,
+        batch_size=batch_size,
+        rows=rows,
+        on_frame=on_frame,
+    )
 
 
 def check_tuning(

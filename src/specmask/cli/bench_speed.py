@@ -11,9 +11,10 @@ import torch
 import tyro
 
 import specmask
-from specmask.bench import speed
+from specmask.bench import speed, speed_cases
 from specmask.bench.benchmark import machine
 from specmask.bench.run import Point, json_line, read_points
+from specmask.bench.speed_loops import LeftToRight
 from specmask.bench.speed_tables import write_speed
 from specmask.checks import check_device
 from specmask.cli.options import check_least
@@ -105,13 +106,13 @@ class _Measurement:
 
     def run(self) -> None:
         args, length = self.args, self.model.network.length
-        cases: list[speed.Case] = []
+        cases: list[speed_cases.Case] = []
         if "model" in args.scales:
-            cases += speed.small_cases(self.model.name, length, args.batches)
+            cases += speed_cases.small_cases(self.model.name, length, args.batches)
         if "vocabulary" in args.scales:
-            cases += speed.vocabulary_cases(length, args.batches[len(args.batches) // 2])
+            cases += speed_cases.vocabulary_cases(length, args.batches[len(args.batches) // 2])
         if "gpt2" in args.scales:
-            cases += speed.gpt2_cases(args.gpt2_batches, args.gpt2_passes)
+            cases += speed_cases.gpt2_cases(args.gpt2_batches, args.gpt2_passes)
         for k, case in enumerate(cases):
             self.bars.show("settings", k, len(cases))
             self._case(case)
@@ -123,17 +124,18 @@ class _Measurement:
                 if not self._has("memory", known):
                     self._add([speed.peak_memory(args.memory_batch, window, step)])
 
-    def _case(self, case: speed.Case) -> None:
+    def _case(self, case: speed_cases.Case) -> None:
         if self._has("loop", case.about()):
             return
         model = self.model
         if case.scale == "gpt2":
-            model = specmask.wrap(speed.gpt2_network().to(self.args.device))
+            model = specmask.wrap(speed_cases.gpt2_network().to(self.args.device))
         elif case.scale == "random":
-            model = specmask.wrap(speed.like(model, case.vocab_size or 0).to(self.args.device))
+            network = speed_cases.like(model, case.vocab_size or 0)
+            model = specmask.wrap(network.to(self.args.device))
         right = None
         if find_spec("transformers") is not None:
-            right = speed.LeftToRight(model, case.length)
+            right = LeftToRight(model, case.length)
         self._add(speed.case_rounds(model, case, self.args.rounds, right, self.args.seed))
 
     def _claims(self, batch: int, length: int) -> None:

@@ -95,7 +95,7 @@ class ModeOptions:
     dtype: str = "float32"
     """float32, or bfloat16: rounded weights, half the memory, faster where the machine has it."""
     compile: str = "False"
-    """True compiles trunk passes, which first takes a while; graphs (CUDA) also records them."""
+    """True compiles passes, which first takes a while; graphs (CUDA) also records the trunk's."""
     quantize: str | None = None
     """int8 (CPU): 8-bit products in the trunk; lossy, and at text8-small's width no
     faster (docs/performance/modes.md)."""
@@ -104,6 +104,12 @@ class ModeOptions:
         """As keywords of `specmask.load`, which checks them."""
         compile = {"true": True, "false": False}.get(self.compile.lower(), self.compile)
         return {"dtype": self.dtype, "compile": compile, "quantize": self.quantize}
+
+    def typed(self) -> str:
+        """The options that are not at their default, as one types them, each after a space."""
+        defaults = {item.name: item.default for item in fields(self)}
+        named = {name: value for name, value in vars(self).items() if value != defaults[name]}
+        return "".join(f" --{name} {value}" for name, value in named.items())
 
     def tell(self) -> None:
         """Say that there is a wait ahead, where there is."""

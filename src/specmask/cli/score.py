@@ -14,6 +14,7 @@ import specmask
 from specmask.bench.run import json_line, settings_of
 from specmask.checks import check_device
 from specmask.cli.options import (
+    ModeOptions,
     SamplerOptions,
     build_sampler,
     check_least,
@@ -24,6 +25,7 @@ from specmask.cli.output import progress_bar, rows_file
 from specmask.cli.rows import read_windows
 from specmask.data.tokenizers import decode
 from specmask.metrics.estimate import Estimate, ratio
+from specmask.models.modes import check_modes
 from specmask.training.loop import versions
 
 
@@ -56,6 +58,7 @@ class Score:
     """JSONL file for the scores of each window and order."""
     overwrite: bool = False
     """Replace an existing --out, at the end: a run that is interrupted leaves it as it was."""
+    mode: tyro.conf.OmitArgPrefixes[ModeOptions] = field(default_factory=ModeOptions)
     settings: tyro.conf.OmitArgPrefixes[SamplerOptions] = field(default_factory=SamplerOptions)
 
 
@@ -65,13 +68,15 @@ def run_score(args: Score) -> None:
     sampler.law()
     check_out(args.out, args.overwrite)
     check_device(args.device)
+    check_modes(args.device, **args.mode.settings())
     check_seed(args.seed)
     check_least(
         1, rows=args.rows, length=args.length, orders=args.orders, batch_size=args.batch_size
     )
-    model = specmask.load(args.model, args.device, trunk=args.trunk)
+    model = specmask.load(args.model, args.device, trunk=args.trunk, **args.mode.settings())
     tokens = read_windows(model, args.file, args.length, args.rows)
     length = tokens.shape[1]
+    args.mode.tell()
     lines = _score_rows(model, sampler, args, tokens)
     if args.out is not None:
         with rows_file(args.out) as file:
@@ -131,6 +136,7 @@ def _score_rows(
                         "sampler": args.sampler,
                         "settings": settings_of(sampler),
                         "seed": args.seed,
+                        **args.mode.settings(),
                         "versions": versions(),
                     }
                 )

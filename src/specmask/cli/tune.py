@@ -8,29 +8,25 @@ import os
 import shlex
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 import specmask
+from specmask.bench.pass_times import measure_passes
 from specmask.bench.run import Point, json_line, settings_of
-from specmask.bench.tune import (
-    Budget,
-    Tuning,
-    check_tuning,
-    measure_passes,
-    tune,
-    window_grid,
-)
+from specmask.bench.tune import Budget, Tuning, check_tuning, tune
+from specmask.bench.tune_scores import window_grid
 from specmask.categorical import check_tempering
 from specmask.checks import check_device
-from specmask.cli.options import check_least, check_out, check_seed
+from specmask.cli.options import ModeOptions, check_least, check_out, check_seed
 from specmask.cli.output import Bars, console, rows_file, say
 from specmask.cli.rows import read_rows
 from specmask.errors import UserError
 from specmask.models.checkpoint import file_sha256
+from specmask.models.modes import check_modes
 from specmask.models.saved_sampler import write_sampler
 from specmask.models.zoo import ZOO
 from specmask.samplers import Speculative
@@ -85,6 +81,7 @@ class Tune:
     """Replace an existing --out, at the end: a run that is interrupted leaves it as it was."""
     no_save: bool = False
     """Leave the model folder's sampler.json as it is. A shipped model is never written to."""
+    mode: tyro.conf.OmitArgPrefixes[ModeOptions] = field(default_factory=ModeOptions)
 
 
 def run_tune(args: Tune) -> None:
@@ -92,12 +89,14 @@ def run_tune(args: Tune) -> None:
     kind, limit = _budget(args)
     _check(args)
     saves = args.model not in ZOO and not args.no_save
-    model = specmask.load(args.model, args.device, trunk=args.trunk)
+    modes = args.mode.settings()
+    model = specmask.load(args.model, args.device, trunk=args.trunk, **modes)
     if saves and not os.access(args.model, os.W_OK):
         raise UserError(f"{args.model} cannot be written to: pass --no-save, or tune a copy")
     data = read_rows(model, args.data, args.length, args.rows)
     if len(data.tokens) < 2:
         raise UserError(f"{args.data} has one row of {data.tokens.shape[1]} tokens: expected two")
+    args.mode.tell()
     times = None
     if kind == "seconds":
         length = int(data.lengths.max())
@@ -128,7 +127,7 @@ def run_tune(args: Tune) -> None:
     )
     with nullcontext() if args.out is None else rows_file(args.out) as file:
         if file is not None:
-            file.writelines(map(json_line, tuning.points))
+            file.writelines(json_line({**point, **modes}) for point in tuning.points)
         _print_front(tuning)
         _print_choice(tuning.point)
         if saves:  # before it is sampled with: an interruption then loses the check alone
@@ -138,16 +137,20 @@ def run_tune(args: Tune) -> None:
                 measured = check_tuning(
                     model, tuning, data.lengths, args.check, args.seed, args.batch_size
                 )
+            measured |= modes
             _print_check(measured)
             if file is not None:
                 file.write(json_line(measured))
             if saves:
                 _save(args, tuning, json.loads(json_line(measured)))
     if saves:
-        say(f"saved in {path}: the default of specmask sample {args.model} from now on")
+        mode = args.mode.typed()
+        of = f", tuned for{mode}" if mode else ""
+        say(f"saved in {path}: the default of specmask sample {args.model} from now on{of}")
     elif not args.no_save:
         say(f"{args.model} ships with specmask and is left as it is; name the setting yourself:")
-    print(f"specmask sample {shlex.quote(args.model)}{_options(tuning.point['settings'])}")
+    options = _options(tuning.point["settings"]) + args.mode.typed()
+    print(f"specmask sample {shlex.quote(args.model)}{options}")
 
 
 # ---------------------------------------------------------------------------------------- options
@@ -169,6 +172,7 @@ def _check(args: Tune) -> None:
     """Refuse what can be refused before the model is loaded."""
     check_out(args.out, args.overwrite)
     check_device(args.device)
+    check_modes(args.device, **args.mode.settings())
     check_seed(args.seed)
     check_least(2, rows=args.rows)
     check_least(
@@ -255,6 +259,7 @@ def _save(args: Tune, tuning: Tuning, measured: Point | None) -> Path:
     }
     about = {
         "data": {"file": args.data.name, "sha256": file_sha256(args.data)},
+        **args.mode.settings(),
         **figures,
         "metered": measured,
     }

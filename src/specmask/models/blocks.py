@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from specmask.host import upload
 from specmask.models.linear import Linear
 
 
@@ -164,11 +166,17 @@ class Blocks(nn.ModuleList):
         return super().__iter__()  # type: ignore[return-value]
 
 
-def padding_mask(length: int, lengths: Tensor | None) -> Tensor | None:
-    """(B, 1, 1, L) positions to attend to, or None where no row has padding."""
+def padding_mask(
+    length: int, lengths: Tensor | None, device: torch.device
+) -> Bool[Tensor, "rows 1 1 length"] | None:
+    """Positions to attend to, on the device, or None where no row has padding.
+
+    lengths: (B,) on any device; on the CPU nothing waits for the look at them.
+    """
     if lengths is None:
         return None
     # A compiler cannot look; there a mask of nothing costs a little and changes nothing.
     if not torch.compiler.is_compiling() and not bool((lengths < length).any()):
         return None
-    return (torch.arange(length, device=lengths.device) < lengths[:, None])[:, None, None]
+    (sizes,) = upload(device, lengths)
+    return (torch.arange(length, device=device) < sizes[:, None])[:, None, None]

@@ -129,7 +129,7 @@ class UnmaskingPolicy(Guide):
         by = row_turns(length, self.config.width // self.config.heads // 2, masked.device)
         x = self.read(inputs.to(self.read.weight.dtype))
         for block in self.blocks:
-            x = block(x, by, padding_mask(length, lengths))
+            x = block(x, by, padding_mask(length, lengths, x.device))
         return self.logit(self.norm(x))[..., 0]
 
 
@@ -159,7 +159,7 @@ class ErrorHead(Guide):
         by = row_turns(length, self.config.hidden // self.config.heads // 2, hidden.device)
         x = unit(hidden.to(self.logit.weight.dtype))
         for block in self.blocks:
-            x = block(x, by, padding_mask(length, lengths))
+            x = block(x, by, padding_mask(length, lengths, x.device))
         return self.logit(self.norm(x))[..., 0]
 
 

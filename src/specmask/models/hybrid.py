@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from specmask.errors import UserError
@@ -19,15 +18,12 @@ from specmask.models.blocks import (
     Block,
     Blocks,
     RMSNorm,
-    Turns,
     padding_mask,
     pick,
-    root_mean_square,
-    rotary_angles,
     row_turns,
-    turns,
     unit,
 )
+from specmask.models.head import Head, HybridPrefix, gather
 from specmask.models.linear import Linear, PackedWeight
 
 
@@ -137,7 +133,7 @@ class Trunk(nn.Module):
         At unit mean square: the residual stream grows to a hundred times the embeddings, and would
         drown the token in what the head reads and the head's correction in what it adds to.
         """
-        mask = padding_mask(tokens.shape[1], lengths)
+        mask = padding_mask(tokens.shape[1], lengths, tokens.device)
         if self.compiled is not None and not torch.is_grad_enabled():
             return self.compiled(self, tokens, mask)
         return self.hidden(tokens, mask)
@@ -157,155 +153,6 @@ class Trunk(nn.Module):
         if self.unembed is not None:
             return self.unembed(normed)
         return self._unembedding.linear(normed, self.embed.weight[: self.vocab_size])
-
-
-Embed = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Tracks:
-    """Inputs (B, K, C) of some tracks, and what turns their keys and their queries.
-
-    A key is turned by where its token was read (half of the channels) and by where its track
-    predicts (the other half). A query is turned by where it predicts in both halves, so that
-    attention sees how far each token read stands from the position to be predicted. Turning
-    queries like keys compares read with read and predicted with predicted only, and then a single
-    causal layer cannot find the neighbours of the position it predicts.
-    """
-
-    x: Tensor
-    turn_keys: Turns
-    turn_queries: Turns
-
-
-class Head(nn.Module):
-    """Causal blocks over tracks along σ; the track of rank d predicts rank d (method.md §2)."""
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        layers: int,
-        hidden: int,
-        *,
-        residual: bool,
-        norm: bool = True,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.pairs = width // heads // 4
-        self.start = nn.Parameter(torch.zeros(2 * width))
-        self.combine = Linear(3 * width, width, bias=False)
-        self.blocks = Blocks(layers, width, heads, hidden, dropout)
-        self.out = Linear(width, width, bias=False)
-        # A pretrained trunk's prediction head begins with norms of its own.
-        self.norm = RMSNorm(width, eps=1e-6) if norm else nn.Identity()
-        self.residual = residual
-
-    def tracks(self, ranks: Tensor, embedded: Tensor, hidden: Tensor, order: Tensor) -> Tracks:
-        """The tracks of (B, K) ranks.
-
-        Args:
-            ranks: (B, K) in 0..L−1.
-            embedded: (B, K, C) embedding of the token at each rank − 1; unused at rank 0.
-            hidden: (B, L, C) trunk output in rank order, of any scale.
-            order: (B, L) positions in rank order.
-        """
-        before = (ranks - 1).clamp(min=0)
-        first = (ranks == 0)[..., None]
-        here = unit(_gather(hidden, ranks))
-        # The track of rank d reads the token at rank d−1, h at σ(d−1), h at σ(d).
-        read = torch.cat((unit(embedded), unit(_gather(hidden, before))), dim=-1)
-        read = torch.where(first, self.start.to(read.dtype), read)
-        x = self.combine(torch.cat((read, here), dim=-1))
-        # The start symbol stands at −1.
-        read_at = rotary_angles(torch.where(ranks == 0, -1, order.gather(1, before)), self.pairs)
-        predicts = rotary_angles(order.gather(1, ranks), self.pairs)
-        return Tracks(x, *_turns_of(read_at, predicts))
-
-    def all_tracks(
-        self, tokens: Tensor, embed: Embed, symbols: int, hidden: Tensor, order: Tensor
-    ) -> Tracks:
-        """As `tracks`, of all ranks at once and in fewer products.
-
-        `combine` is linear in its three parts, and neighbours along σ read the same hidden states:
-        a rank's is multiplied once for both. A token's product is that of its symbol, so where
-        these are few, one for each of them will do.
-
-        Args:
-            tokens: (B, L) in rank order, each below `symbols`. embed: tokens → (..., C).
-            hidden, order: as in `tracks`.
-        """
-        of_token, of_read, of_here = self.combine.weight.chunk(3, dim=1)
-        if symbols < tokens.numel():
-            every = torch.arange(symbols, device=tokens.device)
-            every = unit(embed(every)).to(of_token.dtype)
-            token = F.embedding(tokens, F.linear(every, of_token))
-        else:
-            token = F.linear(unit(embed(tokens)).to(of_token.dtype), of_token)
-        here = F.linear(unit(hidden), torch.cat((of_read, of_here)))
-        read, here = here.chunk(2, dim=-1)
-        start = F.linear(self.start, torch.cat((of_token, of_read), dim=1))
-        first = start.expand(len(tokens), 1, -1)
-        x = here + torch.cat((first, (token + read)[:, :-1]), dim=1)
-        read_at = rotary_angles(F.pad(order[:, :-1], (1, 0), value=-1), self.pairs)
-        return Tracks(x, *_turns_of(read_at, rotary_angles(order, self.pairs)))
-
-    def predict(self, x: Tensor, here: Tensor) -> Tensor:
-        """Normalised output. The residual is h at the position predicted, not the one read.
-
-        The head's part is measured in h's own root mean square, which is one in our trunk and
-        whatever it may be in a pretrained one.
-        """
-        y = self.out(x) * root_mean_square(here)
-        return self.norm(y + here if self.residual else y)
-
-
-def _turns_of(read_at: Tensor, predicts: Tensor) -> tuple[Turns, Turns]:
-    """(B, K, C/4H) angles of where tracks read and predict → turns of keys and of queries."""
-    keys, queries = (turns(torch.cat((at, predicts), dim=-1)) for at in (read_at, predicts))
-    return keys, queries
-
-
-def _gather(x: Tensor, index: Tensor) -> Tensor:
-    """(B, L, C) at (B, K) → (B, K, C)."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-
-
-# ---------------------------------------------------------------------------------------- prefix
-
-
-@dataclass
-class HybridPrefix:
-    """One trunk pass as the head sees it, with a slot per rank for each layer's keys and values.
-
-    Slot L takes what padding tracks write; nobody reads it.
-    """
-
-    hidden: Tensor  # (B, L, C) in rank order
-    order: Tensor  # (B, L)
-    keys: list[Tensor]  # per layer (B, H, L + 1, C/H)
-    values: list[Tensor]
-    rows: Tensor  # (B,) which batch rows these are
-
-    def take(self, rows: Tensor) -> HybridPrefix:
-        return HybridPrefix(
-            self.hidden[rows],
-            self.order[rows],
-            [k[rows] for k in self.keys],
-            [v[rows] for v in self.values],
-            self.rows[rows],
-        )
-
-    def store(self, layer: int, ranks: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put (B, H, K, C/H) keys and values of one layer at (B, K) ranks."""
-        if len(self.keys) == layer:  # made here, in the type that autocast gave them
-            shape = (*k.shape[:2], self.order.shape[1] + 1, k.shape[3])
-            self.keys.append(k.new_zeros(shape))
-            self.values.append(v.new_zeros(shape))
-        slots = ranks[:, None, :, None].expand_as(k)
-        self.keys[layer].scatter_(2, slots, k)
-        self.values[layer].scatter_(2, slots, v)
 
 
 # --------------------------------------------------------------------------------------- network
@@ -386,7 +233,7 @@ class DraftNetwork(nn.Module):
         scored: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """As `HybridNetwork.features`, without a target."""
-        hidden = _gather(self.trunk(masked, lengths), order)
+        hidden = gather(self.trunk(masked, lengths), order)
         return self.trunk.norm(hidden if scored is None else pick(hidden, scored)), None
 
     def logits(self, features: Tensor) -> Tensor:
@@ -395,7 +242,7 @@ class DraftNetwork(nn.Module):
 
     def draft_features(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """(B, L, C), (B, K) → (B, K, C), which `logits` unembeds."""
-        return self.trunk.norm(_gather(hidden, positions))
+        return self.trunk.norm(gather(hidden, positions))
 
     def draft_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """(B, L, C), (B, K) → (B, K, V): unembedding at the asked positions only."""
@@ -448,7 +295,7 @@ class HybridNetwork(DraftNetwork):
             draft and target features, each (B, L, C) in rank order, or (n, C); `logits` turns them
             into logits, at as many ranks as the caller needs.
         """
-        hidden = _gather(self.trunk(masked, lengths), order)
+        hidden = gather(self.trunk(masked, lengths), order)
         # Padding stands at the last ranks, so the causal mask hides it from every real track.
         tracks = self.head.all_tracks(
             *(tokens.gather(1, order), self.trunk.embed, max(self.vocab_size, self.mask_id + 1)),
@@ -469,11 +316,10 @@ class HybridNetwork(DraftNetwork):
     ) -> HybridPrefix:
         """Keys and values of the tracks of ranks < revealed, once per trunk pass."""
         rows = torch.arange(len(hidden), device=hidden.device)
-        prefix = HybridPrefix(_gather(hidden, order), order, [], [], rows)
-        known = int(revealed.max())
-        if known:
+        prefix = HybridPrefix(gather(hidden, order), order, [], [], rows)
+        if known := int(revealed.max()):
             ranks = torch.arange(known, device=hidden.device).expand(len(rows), known)
-            self._run(prefix, ranks, tokens.gather(1, order), keys_only=True)
+            self.head.remember(prefix, ranks, *self._tracks(prefix, ranks, tokens.gather(1, order)))
         return prefix
 
     def target_features(
@@ -483,9 +329,11 @@ class HybridNetwork(DraftNetwork):
         drafts: Int64[Tensor, "rows length"],
     ) -> Float[Tensor, "rows ranks width"]:
         """What `logits` unembeds, of the window's tracks alone; see `Verifier.verify`."""
-        x = self._run(prefix, ranks, drafts)
-        here = _gather(prefix.hidden, ranks.clamp(max=drafts.shape[1] - 1))
-        return self.head.predict(x, here)
+        embedded, mask = self._tracks(prefix, ranks, drafts)
+        # Where nothing is revealed yet there is nothing to store into, and it is made eagerly.
+        if self.head.compiled is None or torch.is_grad_enabled() or not prefix.keys:
+            return self.head.window(prefix, ranks, embedded, mask)
+        return self.head.compiled(self.head, prefix, ranks, embedded, mask)
 
     def verify(
         self,
@@ -496,27 +344,17 @@ class HybridNetwork(DraftNetwork):
         """Target logits of the window's tracks alone; see `Verifier.verify`."""
         return self.logits(self.target_features(prefix, ranks, drafts))
 
-    def _run(
-        self, prefix: HybridPrefix, ranks: Tensor, drafts: Tensor, keys_only: bool = False
-    ) -> Tensor:
-        """The head's blocks on some tracks, storing keys and values; the last block's output.
-
-        With `keys_only` the last block stops after its keys and values: nobody reads its output.
-        """
-        inside = ranks.clamp(max=drafts.shape[1] - 1)
-        embedded = self.trunk.embed(drafts.gather(1, (inside - 1).clamp(min=0)))
-        embedded = embedded.to(prefix.hidden.dtype)
-        tracks = self.head.tracks(inside, embedded, prefix.hidden, prefix.order)
-        x = tracks.x
-        reach = int(inside.max()) + 1
-        mask = (torch.arange(reach, device=ranks.device) <= ranks[..., None])[:, None]
-        for layer, block in enumerate(self.head.blocks):
-            prefix.store(layer, ranks, *block.keys_values(x, tracks.turn_keys))
-            if keys_only and layer + 1 == len(self.head.blocks):
-                break
-            k, v = prefix.keys[layer][:, :, :reach], prefix.values[layer][:, :, :reach]
-            x = block.attend(x, tracks.turn_queries, k, v, mask, causal=False)
-        return x
+    def _tracks(
+        self, prefix: HybridPrefix, ranks: Tensor, drafts: Tensor
+    ) -> tuple[Float[Tensor, "rows ranks width"], Bool[Tensor, "rows 1 ranks reach"]]:
+        """What the tracks of (B, K) ranks read: the embedded token of the rank before, and which
+        ranks they see."""
+        before = (ranks.clamp(max=drafts.shape[1] - 1) - 1).clamp(min=0)
+        embedded = self.trunk.embed(drafts.gather(1, before)).to(prefix.hidden.dtype)
+        # A row's first rank is at most the reach, so nobody need look how far they go.
+        prefix.reach = min(prefix.reach + ranks.shape[1], drafts.shape[1])
+        seen = torch.arange(prefix.reach, device=ranks.device) <= ranks[..., None]
+        return embedded, seen[:, None]
 
 
 class HybridTransformer(HybridNetwork):

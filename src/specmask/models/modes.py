@@ -14,10 +14,12 @@ from copy import deepcopy
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from specmask.errors import UserError, first_line, unknown
-from specmask.models.hybrid import LOW_RANK, DraftNetwork, Trunk
+from specmask.models.head import Head, HybridPrefix
+from specmask.models.hybrid import LOW_RANK, DraftNetwork, HybridNetwork, Trunk
 from specmask.models.linear import Int8Linear
 
 DTYPES = ("float32", "bfloat16")
@@ -83,13 +85,15 @@ def prepare(
             hidden states in bfloat16: half the memory, and faster where the machine has such
             products. Features are unembedded in float32, so logits have no coarser steps than the
             features themselves.
-        compile: True compiles trunk passes without gradients with `torch.compile`: one graph, for
-            all numbers of rows, once for a single row and once for more, with and without padding,
-            and for a new length. The head runs eagerly: the width of its window changes with every
-            pass. "graphs" (CUDA, mode "reduce-overhead") also records CUDA graphs, one for each
-            power of two of rows, to which rows are padded: meant for passes so short that launching
-            kernels takes the time; no speed of it is measured here. The first pass of each kind
-            takes long, told at level INFO of logging before.
+        compile: True compiles passes without gradients with `torch.compile`. The trunk is one
+            graph for all numbers of rows, made once for a single row and once for more, with and
+            without padding, and for a new length; a verify pass is one for all windows, made once
+            for a single row and once for more. Of a pretrained trunk the model's own pass is
+            compiled, and what of it is no graph runs as it is. "graphs" (CUDA, mode
+            "reduce-overhead", not on a pretrained trunk) also records CUDA graphs of trunk passes,
+            one for each power of two of rows, to which rows are padded: meant for passes so short
+            that launching kernels takes the time; no speed of it is measured here. The first pass
+            of each kind takes long, told at level INFO of logging before.
         quantize: "int8" (CPU) rounds the weights of the trunk's linear maps to 8 bits, by output
             channel, and their inputs anew in each pass, by row and position, so that no row's
             numbers depend on another's. Head, embedding and unembedding stay float32. It is no
@@ -104,8 +108,8 @@ def prepare(
 
     Raises:
         UserError: see `check_modes`; a network of somebody else's; one that is prepared already or
-            not in float32; a pretrained trunk that is to be compiled, or has low-rank updates and
-            is to be int8.
+            not in float32; a pretrained trunk that is to be recorded as graphs, or has low-rank
+            updates and is to be int8.
     """
     if not isinstance(network, DraftNetwork):
         raise UserError(
@@ -122,7 +126,10 @@ def prepare(
         for part in _blocks(network.trunk):
             _to_int8(part)
     if compile:
-        network.trunk.compiled = CompiledPass(graphs=compile == "graphs")
+        own = isinstance(network.trunk, Trunk)
+        network.trunk.compiled = CompiledPass(compile == "graphs") if own else CompiledBackbone()
+        if isinstance(network, HybridNetwork):
+            network.head.compiled = CompiledWindow()
         _log.info(COMPILES)
     network.rounded = quantize or (dtype if dtype != "float32" else None)
     return network
@@ -137,10 +144,10 @@ def _check_network(
         raise UserError("the network is prepared already: load it again to choose another mode")
     if (dtype != "float32" or quantize) and own != torch.float32:
         raise UserError(f"the network is in {own}: expected float32; call network.float() first")
-    if compile and not isinstance(network.trunk, Trunk):
+    if compile == "graphs" and not isinstance(network.trunk, Trunk):
         raise UserError(
-            "compile on a pretrained trunk: its passes are code of Transformers, which may not be "
-            "one graph; use dtype='bfloat16', or leave compile out"
+            "compile='graphs' on a pretrained trunk: its passes are code of Transformers, which "
+            "may not be one graph to record; use compile=True"
         )
     if quantize and any(LOW_RANK in name for name, _ in network.named_parameters()):
         raise UserError(
@@ -233,6 +240,63 @@ class CompiledPass:
 
     def __reduce__(self) -> tuple[type[CompiledPass], tuple[bool]]:
         return CompiledPass, (self.graphs,)  # compiled code is neither copied nor saved
+
+
+class CompiledWindow:
+    """A verify pass through `torch.compile`: the arguments and result of `Head.window`.
+
+    One graph for a single row and one for more, whatever the width of the window and how much is
+    revealed.
+    """
+
+    def __init__(self) -> None:
+        self._run = torch.compile(Head.window, fullgraph=True)
+
+    def __call__(
+        self, head: Head, prefix: HybridPrefix, ranks: Tensor, embedded: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Features (B, K, C), as `Head.window`."""
+        width, ranks = ranks.shape[1], ranks.contiguous()  # other strides are another kind
+        if width == 1:  # would be a kind of its own
+            ranks = F.pad(ranks, (0, 1), value=prefix.order.shape[1])
+            embedded, mask = F.pad(embedded, (0, 0, 0, 1)), F.pad(mask, (0, 0, 0, 1), value=True)
+        rows = () if len(ranks) == 1 else (0,)
+        for given, axes in (
+            *((ranks, (1,)), (embedded, (1,)), (mask, (2, 3))),
+            *((kept, ()) for kept in (prefix.hidden, prefix.order, *prefix.keys, *prefix.values)),
+        ):
+            for axis in (*rows, *axes):
+                torch._dynamo.maybe_mark_dynamic(given, axis)
+        with torch._dynamo.config.patch(recompile_limit=64):
+            return self._run(head, prefix, ranks, embedded, mask)[:, :width]
+
+    def __reduce__(self) -> tuple[type[CompiledWindow], tuple[()]]:
+        return CompiledWindow, ()
+
+
+class CompiledBackbone:
+    """A pretrained model's pass through `torch.compile`: (model, its arguments) → its output.
+
+    The code is somebody else's: what of it is no graph runs as it is.
+    """
+
+    def __init__(self) -> None:
+        self._run = torch.compile(nn.Module.__call__)
+
+    def __call__(
+        self, backbone: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, **settings: Any
+    ) -> Any:
+        """The output for (B, L) ids and a mask of B rows, as the model's own."""
+        if len(input_ids) > 1:  # a single row is a kind of its own
+            for given in (input_ids, attention_mask):
+                torch._dynamo.maybe_mark_dynamic(given, 0)
+        with torch._dynamo.config.patch(recompile_limit=64):
+            return self._run(
+                backbone, input_ids=input_ids, attention_mask=attention_mask, **settings
+            )
+
+    def __reduce__(self) -> tuple[type[CompiledBackbone], tuple[()]]:
+        return CompiledBackbone, ()
 
 
 def _pad_rows(x: Tensor, more: int) -> Tensor:

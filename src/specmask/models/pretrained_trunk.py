@@ -8,8 +8,9 @@ it starts as the identity, so that at step 0 both laws are the pretrained model'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from specmask.checks import optional_package, whole
 from specmask.errors import UserError, unknown
+from specmask.host import upload
 from specmask.models.blocks import Blocks, padding_mask, root_mean_square, row_turns, unit
-from specmask.models.hybrid import LOW_RANK, DraftNetwork, Head, HybridNetwork, initialise
+from specmask.models.head import Head
+from specmask.models.hybrid import LOW_RANK, DraftNetwork, HybridNetwork, initialise
 
 Kind = Literal["masked", "decoder", "shifted-decoder"]
 
@@ -108,7 +111,7 @@ class DraftBlocks(nn.Module):
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
         """(B, L, C) → (B, L, C); the change is measured in hidden's own root mean square."""
         by, x = row_turns(hidden.shape[1], self.pairs, hidden.device), unit(hidden)
-        mask = padding_mask(hidden.shape[1], lengths)
+        mask = padding_mask(hidden.shape[1], lengths, hidden.device)
         for block in self.blocks:
             x = block(x, by, mask)
         return hidden + root_mean_square(hidden) * self.out(unit(x))
@@ -123,6 +126,9 @@ class PretrainedTrunk(nn.Module):
         embedding: (…) ids → (…, C).
         config: its sizes and symbols.
     """
+
+    compiled: Callable[..., Any] | None = None
+    """The backbone for passes without gradients, where `modes.prepare` has compiled it."""
 
     def __init__(
         self,
@@ -185,16 +191,21 @@ class PretrainedTrunk(nn.Module):
 
     def _hidden(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         config, (rows, longest) = self.config, tokens.shape
-        sizes = tokens.new_full((rows,), longest) if lengths is None else lengths
+        sizes = tokens.new_full((rows,), longest)
+        if lengths is not None:
+            (sizes,) = upload(tokens.device, lengths)
         ids, attended = frame(tokens, sizes, config.before, config.after, config.pad_id)
+        run: Callable[..., Any] = self.backbone
+        if self.compiled is not None and not torch.is_grad_enabled():
+            run = partial(self.compiled, self.backbone)
         if config.kind == "masked":
-            hidden = self.backbone(input_ids=ids, attention_mask=attended)[0]
+            hidden = run(input_ids=ids, attention_mask=attended)[0]
         else:  # a mask of four axes replaces the causal one
             dtype = next(self.backbone.parameters()).dtype
             mask = torch.zeros(attended.shape, dtype=dtype, device=ids.device)
             mask = mask.masked_fill(attended == 0, torch.finfo(dtype).min)[:, None, None]
             mask = mask.expand(-1, 1, ids.shape[1], -1)
-            hidden = self.backbone(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+            hidden = run(input_ids=ids, attention_mask=mask, use_cache=False)[0]
         if config.kind == "shifted-decoder":
             hidden = torch.cat((hidden[:, :1], hidden[:, :-1]), dim=1)
         return hidden[:, len(config.before) : len(config.before) + longest]
@@ -223,7 +234,7 @@ def frame(
     inside = torch.arange(longest, device=device) < lengths[:, None]
     ids = torch.cat(
         (
-            torch.tensor(before, dtype=torch.int64, device=device).expand(rows, -1),
+            *(torch.full((rows, 1), symbol, device=device) for symbol in before),
             tokens.masked_fill(~inside, pad),
             torch.full((rows, len(after)), pad, device=device),
         ),

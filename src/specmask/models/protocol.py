@@ -36,7 +36,10 @@ class Denoiser(Protocol):
     head_layers: int
 
     def trunk(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """(B, L) tokens, (B,) lengths → hidden (B, L, C): one trunk pass."""
+        """(B, L) tokens, (B,) lengths → hidden (B, L, C): one trunk pass.
+
+        The lengths decide shapes: samplers give them on the CPU, whatever device the tokens are on.
+        """
         ...
 
     def draft_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
@@ -49,7 +52,10 @@ class Verifier(Denoiser, Protocol):
     """A denoiser with a causal head along an order: the target law of self-speculation."""
 
     def prefix(self, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor) -> Prefix:
-        """Keys and values of the revealed tracks, computed once per trunk pass."""
+        """Keys and values of the revealed tracks, computed once per trunk pass.
+
+        `revealed` (B,) decides a shape, and comes on the CPU like `lengths`.
+        """
         ...
 
     def verify(self, prefix: Prefix, ranks: Tensor, drafts: Tensor) -> Tensor:

@@ -110,10 +110,11 @@ def next_group(
 ) -> tuple[State, StepInfo]:
     """One pass, and an independent draw of every rank up to the next cut."""
     assert isinstance(state, AncestralState)
-    ahead = state.cuts.masked_fill(state.cuts <= state.revealed[:, None], state.cuts.max() + 1)
-    ends = ahead.amin(1)  # the next step that reveals something
-    hidden = model.trunk(state.tokens, state.lengths)
+    never = torch.iinfo(state.cuts.dtype).max
+    ahead = state.cuts.masked_fill(state.cuts <= state.revealed[:, None], never)
+    ends = ahead.amin(1).cpu()  # the next step that reveals something; all that a pass waits for
+    hidden = model.trunk(state.tokens, state.host.lengths)
     drafts = draw_drafts(model, hidden, state, ends, uniforms, temperature, top_p)
-    count = ends - state.revealed
     ranked = place(state, drafts.ranks, drafts.tokens)
-    return reveal(state, ranked, count), plain_info(state, count)
+    after = reveal(state, ranked, ends - state.host.revealed)
+    return after, plain_info(state, after.revealed - state.revealed)

@@ -62,21 +62,21 @@ class AnyOrder:
         return GroupLaw(_one_by_one, self.temperature, self.top_p)
 
     def step(self, model: Meter, state: State, uniforms: Uniforms) -> tuple[State, StepInfo]:
-        hidden = model.trunk(state.tokens, state.lengths)
-        one = torch.ones_like(state.revealed)
+        hidden = model.trunk(state.tokens, state.host.lengths)
+        one = torch.ones_like(state.host.revealed)
         rank = state.revealed[:, None]
         if self.source == "draft":
-            ends = state.revealed + one
+            ends = state.host.revealed + one
             tokens = draw_drafts(
                 model, hidden, state, ends, uniforms, self.temperature, self.top_p
             ).tokens
         else:
-            prefix = model.prefix(hidden, state.tokens, state.order, state.revealed)
+            prefix = model.prefix(hidden, state.tokens, state.order, state.host.revealed)
             logits = model.verify(prefix, rank, place(state, rank, torch.zeros_like(rank)))
             position = state.order.gather(1, rank)
             u = uniforms(state.rows, position, Purpose.DRAFT, state.passes)
             tokens, _ = draw_tokens(logits, u, self.temperature, self.top_p)
-        info = plain_info(state, one, rounds=int(self.verifies))
+        info = plain_info(state, torch.ones_like(state.revealed), rounds=int(self.verifies))
         return reveal(state, place(state, rank, tokens), one), info
 
 

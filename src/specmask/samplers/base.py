@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, Self, runtime_checkable
+from functools import cached_property
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -14,6 +15,7 @@ from torch import Tensor
 from specmask.categorical import Purpose, draw, log_probabilities, probabilities, uniform
 from specmask.checks import is_number
 from specmask.errors import UserError, unknown
+from specmask.host import upload
 from specmask.masking import ORDERS, Law, order_by
 from specmask.models.protocol import Denoiser, Logits, Meter
 
@@ -40,6 +42,13 @@ class Canvas:
         return (inside < self.lengths[:, None]) & (self.tokens != self.mask_id)
 
 
+class Host(NamedTuple):
+    """What decides the shapes of a pass, on the CPU: (B,) each."""
+
+    lengths: Int64[Tensor, "rows"]
+    revealed: Int64[Tensor, "rows"]
+
+
 @dataclass(frozen=True)
 class State:
     """Rows under way. Ranks below `revealed` are known; a row is done when that is its length."""
@@ -51,9 +60,22 @@ class State:
     revealed: Int64[Tensor, "rows"]
     passes: Int64[Tensor, "rows"]
 
-    def take(self, rows: Tensor) -> Self:
-        """Some of the rows, by index or mask."""
-        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+    @cached_property
+    def host(self) -> Host:
+        """`lengths` and `revealed` on the CPU: fetched once, and only if asked for."""
+        return Host(*torch.stack((self.lengths, self.revealed)).cpu())
+
+    def with_host(self, host: Host) -> Self:
+        """The same state, told what it need not fetch."""
+        vars(self)["host"] = host
+        return self
+
+    def take(self, rows: Int64[Tensor, "some"]) -> Self:
+        """Some of the rows, by index on the CPU."""
+        host = Host(self.host.lengths[rows], self.host.revealed[rows])
+        (there,) = upload(self.tokens.device, rows)
+        part = replace(self, **{f.name: getattr(self, f.name)[there] for f in fields(self)})
+        return part.with_host(host)
 
 
 @dataclass(frozen=True)
@@ -188,9 +210,13 @@ def draw_drafts(
     temperature: float,
     top_p: float,
 ) -> Drafts:
-    """Draw ranks revealed..ends−1 of every row independently from the draft law."""
+    """Draw ranks revealed..ends−1 of every row independently from the draft law.
+
+    The widest of them decides a shape: with `ends` on the CPU nothing waits for the device.
+    """
     length = state.order.shape[1]
-    width = int((ends - state.revealed).max())
+    width = int((ends.cpu() - state.host.revealed).max())
+    (ends,) = upload(state.order.device, ends)
     ranks = state.revealed[:, None] + torch.arange(width, device=ends.device)
     inside = ranks < ends[:, None]
     positions = state.order.gather(1, ranks.clamp(max=length - 1))
@@ -227,16 +253,22 @@ def score_tokens(
 
 
 def reveal(state: State, ranked: Tensor, count: Tensor) -> State:
-    """One pass on: the next `count` (B,) ranks take their token from `ranked` (B, L)."""
+    """One pass on: the next `count` (B,) ranks take their token from `ranked` (B, L).
+
+    With `count` on the CPU the host knows what is revealed now.
+    """
     ranks = torch.arange(ranked.shape[1], device=ranked.device)
-    now = state.revealed + count
+    now = state.revealed + upload(ranked.device, count)[0]
     known = torch.where(ranks < now[:, None], ranked, state.tokens.gather(1, state.order))
-    return replace(
+    after = replace(
         state,
         tokens=torch.zeros_like(known).scatter(1, state.order, known),
         revealed=now,
         passes=state.passes + 1,
     )
+    if count.device.type != "cpu":
+        return after
+    return after.with_host(Host(state.host.lengths, state.host.revealed + count))
 
 
 def place(state: State, ranks: Tensor, tokens: Tensor) -> Int64[Tensor, "rows length"]:

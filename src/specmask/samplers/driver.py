@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from specmask.host import now, upload
 from specmask.models.checkpoint import Model
 from specmask.models.protocol import Denoiser, Meter, Passes
 from specmask.samplers import memory
@@ -34,8 +35,9 @@ class Frame:
     """Some rows after one step (step 0: before any).
 
     rows: (B,) numbers of the rows. tokens (B, L), order (B, L), lengths (B,), revealed (B,) now.
-    info: what the step did. passes: metered so far. finished: (B,) nothing is masked any more.
-    seconds: since the rows' batch began.
+    info: what the step did. passes: metered so far. finished: (B,) on the CPU, whatever the
+    others' device: nothing is masked any more.
+    seconds: since the rows' batch began; on an accelerator exact where rows have finished.
     """
 
     step: int
@@ -141,9 +143,9 @@ def _run(
         step, state, meter = parts.pop()
         if step:
             if len(state.rows) > room.rows:
-                every = torch.arange(len(state.rows), device=state.rows.device)
+                every = torch.arange(len(state.rows))
                 for half in reversed(every.tensor_split(2)):  # the first half goes on first
-                    parts.append((step, state.take(half), meter.take(half)))
+                    parts.append((step, *_take(state, meter, half)))
                 continue
             made = _attempt(sampler, meter, state, uniforms)
             if made is None:
@@ -152,14 +154,21 @@ def _run(
                 continue
             room.tell()
             state, info = made
-        finished = state.revealed >= state.lengths
+        finished = state.host.revealed >= state.host.lengths
         beyond = canvas.tokens[meter.rows, state.tokens.shape[1] :]
-        passes, seconds = meter.passes.take(meter.rows), time.perf_counter() - began
-        yield _frame(step, state, info, beyond, passes, finished, seconds)
+        passes = meter.passes.take(meter.rows)
+        # Rows are done when the device is; until some are, nobody waits for a clock.
+        clock = now(state.tokens.device) if bool(finished.any()) else time.perf_counter()
+        yield _frame(step, state, info, beyond, passes, finished, clock - began)
         if bool(finished.any()):
-            state, meter = state.take(~finished), meter.take(~finished)
+            state, meter = _take(state, meter, (~finished).nonzero()[:, 0])
         if len(state.rows):
             parts.append((step + 1, state, meter))
+
+
+def _take(state: State, meter: Meter, rows: Tensor) -> tuple[State, Meter]:
+    """Some of the rows, by index on the CPU."""
+    return state.take(rows), meter.take(upload(state.tokens.device, rows)[0])
 
 
 # ----------------------------------------------------------------------------------------- width
@@ -249,7 +258,7 @@ def sample(
         4, count, dtype=torch.int64, device=tokens.device
     )
     nfe, seconds = torch.zeros(2, count, dtype=torch.float64, device=tokens.device)
-    slot = {int(row): index for index, row in enumerate(whole.rows)}
+    rows_sorted, slots = whole.rows.sort()
     for frame in stream(
         model,
         sampler,
@@ -260,15 +269,13 @@ def sample(
         rows=whole.rows.tolist(),
         on_smaller=on_smaller,
     ):
-        at = torch.tensor([slot[row] for row in frame.rows.tolist()], device=tokens.device)
+        at, passes = slots[torch.searchsorted(rows_sorted, frame.rows)], frame.passes
         accepted[at] += frame.info.accepted
         rejected[at] += frame.info.rejected
-        done = frame.finished
-        if bool(done.any()):
-            passes, out = frame.passes.take(done), at[done]
-            tokens[out], order[out] = frame.tokens[done], frame.order[done]
-            trunk[out], verify[out], nfe[out] = passes.trunk, passes.verify, passes.nfe
-            seconds[out] = frame.seconds
+        # What stays is that of a row's last frame, which finishes it: nobody looks which one it is.
+        tokens[at], order[at] = frame.tokens, frame.order
+        trunk[at], verify[at], nfe[at] = passes.trunk, passes.verify, passes.nfe
+        seconds[at] = frame.seconds
         if on_frame is not None:
             on_frame(frame)
     return Samples(

@@ -67,11 +67,13 @@ class FirstHitting:
 
     def step(self, model: Meter, state: State, uniforms: Uniforms) -> tuple[State, StepInfo]:
         assert isinstance(state, FirstHittingState)
-        one = torch.ones_like(state.revealed)
-        u = uniforms(state.rows, torch.zeros_like(one)[:, None], Purpose.REVEAL, state.passes)[:, 0]
+        one = torch.ones_like(state.host.revealed)
+        zero = torch.zeros_like(state.revealed)[:, None]
+        u = uniforms(state.rows, zero, Purpose.REVEAL, state.passes)[:, 0]
         time = state.time * (1 - u) ** (1 / (state.lengths - state.revealed))  # 1 − u is never 0
-        hidden = model.trunk(state.tokens, state.lengths)
-        ends = state.revealed + one
+        hidden = model.trunk(state.tokens, state.host.lengths)
+        ends = state.host.revealed + one
         drafts = draw_drafts(model, hidden, state, ends, uniforms, self.temperature, self.top_p)
         ranked = place(state, drafts.ranks, drafts.tokens)
-        return reveal(replace(state, time=time), ranked, one), plain_info(state, one)
+        state = replace(state, time=time).with_host(state.host)
+        return reveal(state, ranked, one), plain_info(state, torch.ones_like(state.revealed))

@@ -119,7 +119,7 @@ class ReMDM:
 
     def step(self, model: Meter, state: State, uniforms: Uniforms) -> tuple[State, StepInfo]:
         assert isinstance(state, ReMDMState)
-        hidden = model.trunk(state.tokens, state.lengths)
+        hidden = model.trunk(state.tokens, state.host.lengths)
         ends = state.revealed + state.chosen.sum(1)  # `_line_up` made them the next ranks
         drafts = draw_drafts(model, hidden, state, ends, uniforms, self.temperature, self.top_p)
         tokens = at_positions(drafts, drafts.tokens, state.tokens)

@@ -27,8 +27,8 @@ def propose(
     model: Meter, state: State, uniforms: Uniforms, temperature: float, top_p: float
 ) -> Drafts:
     """One trunk pass, and a draw at every masked position."""
-    hidden = model.trunk(state.tokens, state.lengths)
-    return draw_drafts(model, hidden, state, state.lengths, uniforms, temperature, top_p)
+    hidden = model.trunk(state.tokens, state.host.lengths)
+    return draw_drafts(model, hidden, state, state.host.lengths, uniforms, temperature, top_p)
 
 
 def scores(drafts: Drafts, score: Score) -> Float64[Tensor, "rows ranks"]:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specmask.categorical import (
     Purpose,
@@ -20,6 +21,7 @@ from specmask.categorical import (
 )
 from specmask.checks import whole
 from specmask.errors import UserError, unknown
+from specmask.host import upload
 from specmask.masking import (
     CosineWindow,
     OrderName,
@@ -119,52 +121,58 @@ class Speculative:
         )
 
     def step(self, model: Meter, state: State, uniforms: Uniforms) -> tuple[State, StepInfo]:
-        hidden = model.trunk(state.tokens, state.lengths)
+        host, device = state.host, state.tokens.device
+        hidden = model.trunk(state.tokens, host.lengths)
         if self.order == "confidence":
             state = self._most_confident_first(model, hidden, state)
-        ends = window_ends(self.window, state.revealed, state.lengths)
+        ends = window_ends(self.window, host.revealed, host.lengths)
         drafts = draw_drafts(model, hidden, state, ends, uniforms, self.temperature, self.top_p)
         if self.stop > 0:
-            ends = self._confident_ends(drafts, state.revealed, ends)
-        ranked = place(state, drafts.ranks, drafts.tokens)
-        size = ends - state.revealed
+            ends = self._confident_ends(drafts, state.revealed, *upload(device, ends)).cpu()
+        # A column more than ranks or positions takes what is written for rows without a rejection.
+        ranked = pad(place(state, drafts.ranks, drafts.tokens), (0, 1))
+        rejected_drafts = torch.full_like(ranked, -1)
+
+        # Which rows go on is known on the CPU: a round waits for the device where it ends, once.
+        size = ends - host.revealed
         scanned = torch.zeros_like(size)
         if self.first == "accept":  # a window of one rank needs no verdict
             scanned = (size == 1).long()
         rejected, rounds = torch.zeros_like(size), torch.zeros_like(size)
-        rejected_drafts = torch.full_like(state.tokens, -1)
-
-        left = (scanned < size).nonzero()[:, 0]
+        held, left = torch.arange(len(size)), (scanned < size).nonzero()[:, 0]
         prefix = None
         for n in range(self.rounds):
             if not len(left):
                 break
             if prefix is None:
-                prefix = model.prefix(hidden, state.tokens, state.order, state.revealed)
-            if len(left) < len(prefix.rows):
-                prefix = prefix.take(torch.isin(prefix.rows, left).nonzero()[:, 0])
-            counter = state.passes[left] * self.rounds + n
+                prefix = model.prefix(hidden, state.tokens, state.order, host.revealed)
+            if len(left) < len(held):
+                prefix = prefix.take(*upload(device, torch.isin(held, left).nonzero()[:, 0]))
+                held = left
             window = _Window(drafts, left, scanned[left], size[left])
+            batch = window.batch
+            rows, counter = state.rows[batch], state.passes[batch] * self.rounds + n
             if n > 0 and self.verification == "block":
-                u = uniforms(state.rows[left], window.positions, Purpose.REDRAFT, counter)
+                u = uniforms(rows, window.positions, Purpose.REDRAFT, counter)
                 window.redraw(u, self.temperature, self.top_p)
-                row, k = window.inside.nonzero(as_tuple=True)
-                ranked[left[row], window.ranks[row, k]] = window.tokens[row, k]
-            target = model.verify(prefix, window.ranks, ranked[left])
-            accepted, token = self._judge(window, target, state.rows[left], counter, uniforms, n)
-            reached = scanned[left] + accepted  # where the scan ended, counted in the window
-            cut = (reached < size[left]).nonzero()[:, 0]
-            row, at = left[cut], reached[cut]
-            rejected_drafts[row, drafts.positions[row, at]] = window.tokens[cut, accepted[cut]]
-            ranked[row, drafts.ranks[row, at]] = token[cut]
-            rejected[row] += 1
+                ranked[batch[:, None], window.ranks] = window.tokens
+            target = model.verify(prefix, window.ranks, ranked[batch, :-1])
+            run, token = self._judge(window, target, rows, counter, uniforms, n)
+            rank, position, draft = window.after(run)
+            ranked[batch, rank], rejected_drafts[batch, position] = token, draft
+            reached = scanned[left] + run.cpu()  # where the scan ended, counted in the window
+            rejected[left] += (reached < size[left]).long()
             rounds[left] += 1
             scanned[left] = torch.minimum(reached + 1, size[left])
             left = (scanned < size).nonzero()[:, 0]
 
-        remasked = torch.zeros_like(size)
-        info = StepInfo(scanned, scanned - rejected, rejected, rounds, rejected_drafts, remasked)
-        return reveal(state, ranked, scanned), info
+        after = reveal(state, ranked[:, :-1], scanned)
+        accepted, rejected, rounds = upload(device, scanned - rejected, rejected, rounds)
+        info = StepInfo(
+            *(after.revealed - state.revealed, accepted, rejected, rounds),
+            *(rejected_drafts[:, :-1], torch.zeros_like(rejected)),
+        )
+        return after, info
 
     def _judge(
         self,
@@ -245,29 +253,47 @@ class Speculative:
         rank = torch.empty_like(state.order).scatter(1, state.order, every)
         known = rank < state.revealed[:, None]  # these keep the order they were revealed in
         keys = torch.where(known, (rank - length).float(), -best)
-        return replace(state, order=order_by(keys, torch.zeros_like(known), state.lengths))
+        order = order_by(keys, torch.zeros_like(known), state.lengths)
+        return replace(state, order=order).with_host(state.host)
 
 
 class _Window:
-    """The part of some rows' drafts that no round has scanned yet, j = 0.. from its start."""
+    """The part of some rows' drafts that no round has scanned yet, j = 0.. from its start.
+
+    Args:
+        drafts: of the whole batch.
+        rows: (n,) of which of its rows. scanned, size: (n,) drafts that are scanned, and all; on
+            the CPU, as `rows`.
+    """
 
     def __init__(self, drafts: Drafts, rows: Tensor, scanned: Tensor, size: Tensor) -> None:
-        width = int((size - scanned).max())
-        index = scanned[:, None] + torch.arange(width, device=rows.device)
+        width, device = int((size - scanned).max()), drafts.ranks.device
+        self.batch, scanned, size = upload(device, rows, scanned, size)
+        index = scanned[:, None] + torch.arange(width, device=device)
         self.inside = index < size[:, None]
-        self._drafts, self._rows = drafts, rows
-        self.every = torch.arange(width, device=rows.device).expand_as(index)
+        self._drafts = drafts
+        self.every = torch.arange(width, device=device).expand_as(index)
         self._index = index.clamp(max=drafts.ranks.shape[1] - 1)
-        pick = rows[:, None], self._index
+        pick = self.batch[:, None], self._index
         self.ranks = drafts.ranks[pick].masked_fill(~self.inside, drafts.padding)
         self.positions = drafts.positions[pick]
         self.tokens, self.log_q = drafts.tokens[pick], drafts.log_q[pick]
 
     def draft_logits(self, at: Tensor) -> Tensor:
         """(B, n, V) draft logits at the (B, n) `at`-th unscanned ranks of each row."""
-        return self._drafts.logits[self._rows[:, None], self._index.gather(1, at)]
+        return self._drafts.logits[self.batch[:, None], self._index.gather(1, at)]
+
+    def after(self, run: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(n,) rank, position and draft behind the first (n,) `run` of each row; rank and position
+        are L where that is the end of the window."""
+        none = self._drafts.padding
+        at = run[:, None]
+        rank = pad(self.ranks, (0, 1), value=none).gather(1, at)
+        at = at.clamp(max=self.ranks.shape[1] - 1)
+        position = self.positions.gather(1, at).masked_fill(rank == none, none)
+        return rank[:, 0], position[:, 0], self.tokens.gather(1, at)[:, 0]
 
     def redraw(self, uniforms: Tensor, temperature: float, top_p: float) -> None:
         """Draw every draft of this part anew."""
-        logits = self._drafts.logits.part(self._rows[:, None], self._index)
+        logits = self._drafts.logits.part(self.batch[:, None], self._index)
         self.tokens, self.log_q = draw_tokens(logits, uniforms, temperature, top_p)

@@ -116,7 +116,7 @@ class Star:
         left = masked.gather(1, step[:, None])[:, 0]  # masked when it is over
         refining = 1 - (step - 1) / self.steps <= self.start + 1e-9
 
-        hidden = model.trunk(state.tokens, state.lengths)
+        hidden = model.trunk(state.tokens, state.host.lengths)
         ends = torch.where(refining, state.lengths, state.lengths - left)
         drafts = draw_drafts(model, hidden, state, ends, uniforms, self.temperature, self.top_p)
         tokens = at_positions(drafts, drafts.tokens, state.tokens)
