@@ -23,7 +23,7 @@ import tyro
 from rich.console import Console
 
 import specmask
-from specmask.bench import report, seconds, variant_tables
+from specmask.bench import repeat, report, seconds, variant_tables
 from specmask.bench.compare import Factor, at_cost, cost_at, cost_ratios, frontier
 from specmask.bench.plot import (
     PROTEIN_PANELS,
@@ -42,7 +42,7 @@ from specmask.bench.proteins import (
 )
 from specmask.bench.run import Point, fingerprint, read_points
 from specmask.bench.ship import Equal, equals, factors, families, stages_of
-from specmask.bench.tables import cells, family, markdown
+from specmask.bench.tables import cells, family, markdown, told
 from specmask.errors import UserError
 
 console = Console(stderr=True)
@@ -52,6 +52,7 @@ CARD = "../src/specmask/zoo/text8-small/README.md"
 PAGE, FIGURES, README = Path("docs/results.md"), Path("docs/results"), Path("README.md")
 CHOOSER = Path("docs/chooser/results.jsonl")
 SETTINGS = Path("docs/results/settings.jsonl")
+REPEATED = Path("docs/results/repeated.jsonl")
 EXPERIMENTS = Path("docs/experiments/results.jsonl")
 LOW = 1.5
 """Factors below this are listed."""
@@ -308,11 +309,11 @@ def restricted(ablated: Iterable[Mapping[str, Sequence[Point]]]) -> str:
         of = len(frontier(free, "bits", -1))
         for label, some in curves.items():
             ratios = sorted(cost_ratios(some, free, "bits", -1))
-            told = "–"
+            dearer = "–"
             if ratios:
-                told = f"{ratios[len(ratios) // 2]:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+                dearer = f"{ratios[len(ratios) // 2]:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
             ends = [f"{p['bits']:.4f} at {p['nfe']:.1f}" for p in frontier(some, "bits", -1)]
-            rows.append((label, told, f"{len(ratios)} of {of}", ends[0], ends[-1]))
+            rows.append((label, dearer, f"{len(ratios)} of {of}", ends[0], ends[-1]))
     header = (
         *("only", "NFE ÷ free choice, median (least to most)", "at bits of the free front"),
         *("cheapest: bits at NFE", "best: bits at NFE"),
@@ -327,14 +328,14 @@ def sampler_settings(e: Evidence) -> str | None:
     laws, panels = families(points, "law")[1], ablations(points)
     if not panels:
         return None
-    told = f"{len(laws)} settings on {laws[0]['rows']} held-out rows, seed {laws[0]['seed']}"
+    about = f"{len(laws)} settings on {laws[0]['rows']} held-out rows, seed {laws[0]['seed']}"
     if grid:
-        told += (
+        about += (
             f", on {e.weights(grid[0])}; {machine(grid[0])}. Made by "
             "`python -m specmask.bench.settings text8-small --data FILE`."
         )
     else:
-        told += ": those of the figure above."
+        about += ": those of the figure above."
     tables = restricted(panels.values())
     block = {} if "verification" in panels else ablations(chooser).get("verification", {})
     if block:
@@ -361,7 +362,7 @@ round of the pass; `block` redraws them, since its verdict depends on all of the
 
 Exact bits per character against exact expected NFE, no training and no samples: each curve is the
 best that settings with one value of one setting come to, all other settings free, but verified
-token by token along random orders where it is not this that is compared. {told}
+token by token along random orders where it is not this that is compared. {about}
 
 What a value costs: NFE of the best settings that have it ÷ NFE of the best of all, at equal bits,
 over those points of the free front whose bits the restricted one comes to. It is read off a
@@ -369,6 +370,31 @@ straight line between two settings, in log NFE, and so may be a little below 1.
 
 {tables}
 {kept if "verification" in panels else ""}"""
+
+
+def second_seed(e: Evidence) -> str | None:
+    """The samples of the first figure drawn again with another seed."""
+    again = e.points(REPEATED)
+    both = repeat.pairs(e.points(ZOO / "results.jsonl"), again)
+    if not both:
+        return None
+    sums = []
+    for measure, name in (
+        ("nfe", "NFE"),
+        ("spelling", "spelling accuracy"),
+        ("entropy", "entropy"),
+    ):
+        total, count, odds = repeat.tally(both, measure)
+        sums.append(f"{name} {total:.1f} over {count} settings (exceeded with odds of {odds:.2f})")
+    return f"""## A second seed
+
+The settings of up to {max(one["nfe"] for one, _ in both):.0f} NFE of the first figure,
+{both[0][1]["num"]} samples each with seed {both[0][0]["seed"]} and seed {again[0]["seed"]}, on
+{e.weights(again[0])}; {machine(again[0])}. How far two runs lie apart is in standard errors of
+their difference; if the errors are right its square is one on average. Sums of squares:
+{_series(sums)}. Made by `python -m specmask.bench.repeat text8-small`.
+
+{repeat.table(both, told)}"""
 
 
 def acceptance(e: Evidence) -> str | None:
@@ -606,6 +632,7 @@ SECTIONS: tuple[Section, ...] = (
     training,
     quality,
     sampler_settings,
+    second_seed,
     trainings,
     acceptance,
     wall_clock,
@@ -699,13 +726,13 @@ def picture(e: Evidence) -> str:
     points, log = e.points(ZOO / "results.jsonl"), e.points(ZOO / "log.jsonl")
     samples = next(p for p in points if p["kind"] == "samples")
     law = next(p for p in points if p["kind"] == "law")
-    told = [
+    ours = [
         f"{_series([f'{f.factor:.2f}' for f in one.factors])} times at equal {one.name} (at our "
         f"{_series([f'{f.nfe:.1f}' for f in one.factors])} NFE)"
         for one in reversed(e.equals)
         if one.factors
     ]
-    cheaper = f"Plain sampling needs our passes {_series(told)}; " if told else ""
+    cheaper = f"Plain sampling needs our passes {_series(ours)}; " if ours else ""
     caption = f"""*The shipped character model (draft {validation(log, "draft")}, target
 {validation(log, "target")} bits per character of validation text): spelling accuracy of
 {samples["num"]} samples a setting, with two standard errors, and exact bits per character of
