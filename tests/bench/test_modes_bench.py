@@ -18,7 +18,8 @@ def test_modes_are_measured(tmp_path: Path) -> None:
     main(Modes(str(tmp_path / "model"), tmp_path, modes, rows=3, batches=(1, 2), rounds=2))
     points = read_points(tmp_path / "modes.jsonl")
     assert [p["mode"] for p in points] == list(modes)
-    assert [list(p["seconds"]) for p in points] == [["1", "2"]] * 3
+    kinds = ["trunk of 1", "verify of 1", "trunk of 2", "verify of 2"]
+    assert [list(p["seconds"]) for p in points] == [kinds] * 3
     bits = [p["bits"]["target"] for p in points]
     assert 0 < bits[0] != bits[1] != bits[2]
     assert max(bits) - min(bits) < 0.2
@@ -29,6 +30,9 @@ def test_ratios_are_within_a_round() -> None:
     """The machine is twice as slow in the second round, which no ratio shows."""
     plain = {"mode": "float32", "bits": {"draft": 2.0, "target": 1.0}}
     other = {"mode": "int8", "bits": {"draft": 2.5, "target": 0.75}}
-    plain["seconds"], other["seconds"] = {"4": [1.0, 2.0, 1.0]}, {"4": [0.5, 1.0, 0.8]}
+    plain["seconds"], other["seconds"] = (
+        {"trunk of 4": [1.0, 2.0, 1.0]},
+        {"trunk of 4": [0.5, 1.0, 0.8]},
+    )
     last = table([plain, other]).splitlines()[-1]
     assert last == "| int8 | 2.5000 (+0.5000) | 0.7500 (-0.2500) | 0.50 (0.50–0.80) |"

@@ -3,15 +3,15 @@
     python -m specmask.bench.modes text8-small docs/performance
 
 Rows are drawn by the plain float32 model, so its own bits on them are what another mode's are held
-against. All modes run a trunk pass in turn, once a round, so that what slows the machine slows all
-of them, and what is told of seconds are ratios within a round.
+against. All modes run a pass in turn, once a round, so that what slows the machine slows all of
+them, and what is told of seconds are ratios within a round.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from specmask.bench.tables import markdown
 from specmask.checks import whole
 from specmask.host import now
 from specmask.models.checkpoint import Model
+from specmask.models.protocol import Verifier, has_head
 from specmask.training.loop import versions
 
 MODES: dict[str, dict[str, Any]] = {
@@ -56,7 +57,9 @@ class Modes:
     length: int | None = None
     """Tokens of a row; default the model's length."""
     batches: tuple[int, ...] = (1, 8)
-    """Rows of a trunk pass that is timed."""
+    """Rows of a pass that is timed."""
+    window: int = 16
+    """Ranks of a verify pass that is timed."""
     rounds: int = 7
     """Passes of each mode, after one to warm up."""
     device: str = "cpu"
@@ -71,17 +74,37 @@ def bits(model: Model, tokens: Tensor, order: Tensor) -> dict[str, float]:
     return {s: float(n.mean()) / (tokens.shape[1] * math.log(2)) for s, n in nats.items()}
 
 
+Pass = Callable[[], object]
+
+
 @torch.no_grad()
-def seconds(models: Sequence[Model], tokens: Tensor, rounds: int) -> list[list[float]]:
-    """Of a trunk pass over (B, L) masked rows, by model and round."""
-    taken: list[list[float]] = [[] for _ in models]
-    lengths = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
+def passes_of(model: Model, tokens: Tensor, window: int) -> dict[str, Pass]:
+    """A trunk pass over (B, L) masked rows; and a verify pass over the next ranks of rows of which
+    half is known, in a model that has a head."""
+    network, (rows, length) = model.network, tokens.shape
+    lengths = torch.full((rows,), length)
+    found: dict[str, Pass] = {"trunk": lambda: network.trunk(tokens, lengths)}
+    if isinstance(network, Verifier) and has_head(network):
+        order = torch.arange(length, device=tokens.device).expand(rows, -1)
+        known = torch.full((rows,), length // 2)
+        ranks = length // 2 + torch.arange(min(window, length - length // 2), device=tokens.device)
+        ranks = ranks.expand(rows, -1)
+        drafts = torch.zeros_like(tokens)
+        prefix = network.prefix(network.trunk(tokens, lengths), drafts, order, known)
+        found["verify"] = lambda: network.verify(prefix, ranks, drafts)
+    return found
+
+
+@torch.no_grad()
+def seconds(passes: Sequence[Pass], device: torch.device, rounds: int) -> list[list[float]]:
+    """Of each pass, in turn, by round."""
+    taken: list[list[float]] = [[] for _ in passes]
     for turn in range(1 + rounds):
-        for model, found in zip(models, taken, strict=True):
-            began = now(model.device)
-            model.network.trunk(tokens, lengths)
+        for one, found in zip(passes, taken, strict=True):
+            began = now(device)
+            one()
             if turn:
-                found.append(now(model.device) - began)
+                found.append(now(device) - began)
     return taken
 
 
@@ -91,17 +114,24 @@ def measure(args: Modes) -> list[Point]:
     plain = specmask.load(args.model, args.device)
     out = specmask.sample(plain, num=args.rows, length=args.length, seed=args.seed)
     blank = torch.full_like(out.tokens[:1], plain.network.mask_id)
-    passes = {n: seconds(models, blank.expand(n, -1), args.rounds) for n in args.batches}
     about = {"model": plain.name, "rows": args.rows, "length": out.tokens.shape[1]}
-    about |= {"seed": args.seed, "versions": versions(), "machine": machine()}
-    return [
+    about |= {"seed": args.seed, "window": args.window}
+    about |= {"versions": versions(), "machine": machine()}
+    points: list[Point] = [
         {
             **{"kind": "mode", "mode": name, **about},
             "bits": bits(model, out.tokens, out.order),
-            "seconds": {str(n): taken[k] for n, taken in passes.items()},
+            "seconds": {},
         }
-        for k, (name, model) in enumerate(zip(args.modes, models, strict=True))
+        for name, model in zip(args.modes, models, strict=True)
     ]
+    for n in args.batches:
+        kinds = [passes_of(model, blank.expand(n, -1), args.window) for model in models]
+        for kind in kinds[0]:
+            taken = seconds([each[kind] for each in kinds], plain.device, args.rounds)
+            for point, found in zip(points, taken, strict=True):
+                point["seconds"][f"{kind} of {n}"] = found
+    return points
 
 
 def table(points: Sequence[Point]) -> str:
@@ -117,13 +147,13 @@ def table(points: Sequence[Point]) -> str:
             middle = statistics.median(ratios)
             told.append(f"{middle:.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
         rows.append((p["mode"], *told))
-    header = ("mode", "draft bits", "target bits", *(f"seconds at {n} ÷ plain" for n in batches))
+    header = ("mode", "draft bits", "target bits", *(f"{n} ÷ plain" for n in batches))
     return markdown(header, rows)
 
 
 def main(args: Modes) -> None:
     """Measure, write the results and the table."""
-    for name in ("rows", "rounds"):
+    for name in ("rows", "rounds", "window"):
         whole(name, getattr(args, name), 1)
     args.folder.mkdir(parents=True, exist_ok=True)
     out = args.folder / "modes.jsonl"
