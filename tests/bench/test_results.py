@@ -16,24 +16,9 @@ import pytest
 from specmask import CosineWindow, FullWindow, Speculative
 from specmask.bench import results, ship
 from specmask.bench.compare import factors_at_equal
-from specmask.bench.results import (
-    BEGIN,
-    CARD,
-    END,
-    FIGURES,
-    PAGE,
-    README,
-    SETTINGS,
-    ZOO,
-    Build,
-    Evidence,
-    build,
-    entropy_table,
-    main,
-    picture,
-    with_picture,
-    wrapped,
-)
+from specmask.bench.evidence import CARD, FIGURES, PAGE, README, SETTINGS, ZOO, Evidence
+from specmask.bench.result_sections import entropy_table
+from specmask.bench.results import BEGIN, END, Build, build, main, picture, with_picture, wrapped
 from specmask.bench.run import Point, describe, json_line, read_points
 from specmask.errors import UserError
 
