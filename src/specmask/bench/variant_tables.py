@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-from specmask.bench.compare import factors_at_equal, frontier
+from specmask.bench.compare import cost_at, factors_at_equal, frontier
 from specmask.bench.plot import OURS, PLAIN, nfe_axis
 from specmask.bench.run import Point
 from specmask.bench.tables import markdown
@@ -116,23 +116,24 @@ def _difference(ones: Sequence[Trained], bases: dict[int, Trained], nfe: float, 
 
 def _factor(ones: Sequence[Trained], plain: dict[int, Trained], steps: int) -> str:
     """NFE of the plain network of all blocks ÷ ours at its quality; geometric mean over seeds."""
-    found = []
+    logs, interval = [], ""
     for one in ones:
         if one.seed not in plain or one.name == PLAIN_NAME:
             return "–"
-        theirs = [p for p in plain[one.seed].points if p["settings"]["steps"] == steps]
-        if not theirs or "each" not in theirs[0]:
+        theirs = [p for p in plain[one.seed].frontier if p["settings"]["steps"] == steps]
+        if not theirs:
             return "–"
-        factors = factors_at_equal(one.points, theirs, "bits", -1)
-        if not factors:
-            return "–"
-        found.append(factors[0])
-    value = math.exp(-float(np.mean([math.log(f.factor) for f in found])))
-    if len(found) > 1:
-        return f"{value:.2f}"
-    high = "∞" if found[0].low == 0 else f"{1 / found[0].low:.2f}"
-    low = "0" if math.isinf(found[0].high) else f"{1 / found[0].high:.2f}"
-    return f"{value:.2f} ({low}–{high})"
+        cost = cost_at(one.frontier, "bits", -1, theirs[0]["bits"])
+        if cost == math.inf:
+            return "never as good"
+        if cost == 0:  # its cheapest setting is better already
+            return f"above {theirs[0]['nfe'] / one.frontier[0]['nfe']:.2f}"
+        logs.append(math.log(theirs[0]["nfe"] / cost))
+        (found,) = factors_at_equal(one.frontier, theirs, "bits", -1)  # our cost ÷ plain's
+        low, high = (math.inf if f == 0 else 1 / f for f in (found.high, found.low))
+        interval = f" ({low:.2f}–{'∞' if high == math.inf else f'{high:.2f}'})"
+    value = math.exp(sum(logs) / len(logs))
+    return f"{value:.2f}{interval if len(ones) == 1 else ''}"
 
 
 def figure(
