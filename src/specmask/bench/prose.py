@@ -124,7 +124,7 @@ def plain_grid(length: int, share: float, budgets: Sequence[float]) -> list[Samp
 def grid() -> list[Sampler]:
     """Self-speculation: windows × rounds, and the paper's six settings under the paper's rule for a
     pass's first rank."""
-    steps = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.083, 0.12, 0.17, 0.25)
+    steps = (0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03, 0.04, 0.06, 0.083, 0.12, 0.17, 0.25)
     every: list[Window] = [*map(CosineWindow, steps), FullWindow()]
     ours = [Speculative(window=window, rounds=n) for window in every for n in (1, 2, 3, 4, 6, 10)]
     paper = [Speculative(window=CosineWindow(step), rounds=n, first="verify") for n, step in PAPER]
