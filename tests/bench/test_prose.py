@@ -239,14 +239,15 @@ def point(kind: str, sampler: str, nfe: float, value: float, steps: int) -> dict
 def test_factors_are_plain_cost_over_ours_at_equal_quality() -> None:
     """Plain has our 2 bits, which cost 8 NFE, halfway between 16 and 64 NFE: at 32; and never our
     0.5."""
-    points = [
+    points: list[dict[str, Any]] = [
+        {"kind": "run", "layers": [4, 1]},
         *(point("law", "ancestral", 4.0**n, 4.0 - n + 0.5, n) for n in (1, 2, 3)),
         point("law", "speculative", 8.0, 2.0, 0),
         point("law", "speculative", 20.0, 0.5, 1),
     ]
     rows = factor_table(points).splitlines()[2:]
     nats = f"{2 * math.log(2):.3f}"
-    assert rows[0] == f"| exact nats per token | {nats} | 8.0 | 4.00 | 4.00 to 4.00 |"
+    assert rows[0] == f"| exact nats per token | {nats} | 8.0 | 4.00 | 4.00 to 4.00 | 5.00 |"
     assert "plain's best, at 64.0 NFE | from 20.0" in rows[1]
 
 
