@@ -28,6 +28,7 @@ from specmask.models.checkpoint import save
 from specmask.models.hybrid import HybridConfig, HybridTransformer
 from specmask.samplers import make_sampler
 
+DOCS = Path(__file__).parents[2] / "docs"
 LENGTH, ROWS, NUM = 12, 3, 5
 WORDS = itertools.product(
     ("river", "letter", "winter"), ("crossed", "remembered"), ("orchard", "lantern", "harbour")
@@ -219,7 +220,7 @@ def test_the_section_says_what_was_measured_on_what(done: Prose, tmp_path: Path)
     for word in (
         "![nats, perplexity and entropy against NFE](out/quality.png)",
         "3 + 1 layers",
-        "trained on 1.6 M tokens to 5.500 nats per token of the draft and 5.250",
+        "trained on about 2 M tokens to 5.500 nats per token of the draft and 5.250",
         "A few sentences.",
         "a plain step counts 3/4",
         f"on {ROWS} held-out rows",
@@ -248,7 +249,8 @@ def test_factors_are_plain_cost_over_ours_at_equal_quality() -> None:
     rows = factor_table(points).splitlines()[2:]
     nats = f"{2 * math.log(2):.3f}"
     assert rows[0] == f"| exact nats per token | {nats} | 8.0 | 4.00 | 4.00 to 4.00 | 5.00 |"
-    assert "plain's best, at 64.0 NFE | from 20.0" in rows[1]
+    gain = f"by {math.log(2):.3f} ± 0.000"
+    assert f"plain's best, at 64.0 NFE, {gain} | from 20.0" in rows[1]
 
 
 def test_a_budget_has_the_best_setting_that_costs_about_as_much_and_no_more() -> None:
@@ -257,6 +259,14 @@ def test_a_budget_has_the_best_setting_that_costs_about_as_much_and_no_more() ->
     for budget, nfe in ((9, None), (12, 10), (16, 10), (18, 17), (20, 17), (21.5, 19), (99, 19)):
         found = near(laws, budget)
         assert (found and found["nfe"]) == nfe
+
+
+def test_the_committed_report_is_that_of_the_committed_results() -> None:
+    points = read_points(DOCS / "prose" / "results.jsonl")
+    assert (DOCS / "prose" / "table.md").read_text() == report(points)
+    told = (DOCS / "data.md").read_text()
+    for line in report(points).split("\n\n")[0].splitlines():
+        assert line in told
 
 
 # --------------------------------------------------------------------------------------- refusals
