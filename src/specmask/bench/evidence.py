@@ -18,6 +18,7 @@ CHOOSER = Path("docs/chooser/results.jsonl")
 SETTINGS = Path("docs/results/settings.jsonl")
 REPEATED = Path("docs/results/repeated.jsonl")
 EXPERIMENTS = Path("docs/experiments/results.jsonl")
+PROSE = Path("docs/prose")
 
 
 @dataclass

@@ -13,12 +13,13 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from specmask.bench import repeat, report, seconds, variant_tables
+from specmask.bench import prose_report, repeat, report, seconds, variant_tables
 from specmask.bench.compare import Factor, at_cost, cost_at, cost_ratios, frontier
 from specmask.bench.evidence import (
     CARD,
     CHOOSER,
     EXPERIMENTS,
+    PROSE,
     REPEATED,
     SETTINGS,
     ZOO,
@@ -549,6 +550,19 @@ The same for choices of training:
 {gain}"""
 
 
+def subwords(e: Evidence) -> str | None:
+    """Subword text under a judge."""
+    told = prose_report.section(e.root / PROSE)
+    if told is None:
+        return None
+    return f"""## Subword text under a judge (the paper's Table 1)
+
+{told}
+What the two say of each other, and how the model was trained: [data](data.md#a-small-run). The
+paper's own table is of OpenWebText, of a network of 150 M parameters and of another judge, so that
+no number of it stands beside these."""
+
+
 Section = Callable[[Evidence], str | None]
 SECTIONS: tuple[Section, ...] = (
     training,
@@ -559,6 +573,7 @@ SECTIONS: tuple[Section, ...] = (
     acceptance,
     wall_clock,
     baselines,
+    subwords,
     proteins,
 )
 """The page, from top to bottom. A section returns its Markdown, or None where its results file is

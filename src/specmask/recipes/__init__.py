@@ -35,8 +35,10 @@ def text8_small() -> Recipe:
     Short rows first teach the head sooner, since it has fewer tokens to look through: begin with
     `--length 64 --batch-size 64 --steps 600` and go on with `--init` from that model, at a constant
     rate (`--final-lr 1`) for as long as there is time and then 2000 steps that let it fall
-    (`--final-lr 0.01`). So made, on 48.5 M characters in all, the shipped weights reach 2.570 and
-    1.887 bits per character of draft and target on validation; every stage is on the model's card.
+    (`--final-lr 0.01`). So made, on 48.5 M characters in all and with all rows weighted alike, the
+    shipped weights reach 2.570 and 1.887 bits per character of draft and target on validation;
+    every stage is on the model's card. Masked tokens weighted alike, as here, learn sooner
+    (docs/experiments.md).
     """
     return Recipe(
         "text8-small",
@@ -130,8 +132,9 @@ def prose_small() -> Recipe:
 
     Command: specmask train prose-small --data FILE --out DIR
     Time: 16.4 M tokens, three quarters of an hour at the 5,400 a second of two CPU cores.
-    Reaches after 900 of its 4000 steps, on mixed prose: 5.82 nats per token of the draft and 5.24
-    of the target on validation (docs/data.md); what all of them reach is not measured.
+    Reaches after 900 of its 4000 steps, on mixed prose and with all rows weighted alike: 5.82 nats
+    per token of the draft and 5.24 of the target on validation (docs/data.md); what all of them
+    reach, masked tokens weighted alike, is not measured.
     """
     return Recipe(
         "prose-small",
