@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import specmask
 from specmask import HybridConfig, Model, UserError
 from specmask.bench import variants as bench
 from specmask.bench.run import Point, read_points
-from specmask.bench.variant_tables import Trained, read, table
+from specmask.bench.variant_tables import Trained, read, table, tables
 from specmask.bench.variants import BASE, VARIANTS, Variants, laws, variants
 from specmask.models.hybrid import DraftNetwork, build
 
@@ -133,7 +134,10 @@ def points_of(name: str, seed: int, shift: float, head: int) -> list[Point]:
 
     about = {"kind": "variant", "name": name, "seed": seed, "group": "ablation", "why": "why"}
     about |= {"layers": [6 - head, head], "draft_bits": 3.0 + shift, "target_bits": 2.0}
-    return [*map(law, (4.0, 16.0, 64.0)), about]
+    worse = law(20.0)  # off the frontier, and so without its rows
+    worse["bits"] += 1.0
+    del worse["each"]
+    return [*map(law, (4.0, 16.0, 64.0)), worse, about]
 
 
 def test_between_two_settings_bits_lie_on_the_line() -> None:
@@ -149,6 +153,7 @@ def test_differences_are_paired_and_factors_those_of_the_curves() -> None:
     told = [
         *points_of(BASE, 0, 0.0, 1),
         *points_of("better", 0, -0.5, 1),
+        *points_of("worse", 0, 9.0, 1),
         *points_of("6 + 0", 0, 0.5, 0),
     ]
     lines = table(read(told), BASE, ("ablation",)).splitlines()
@@ -160,6 +165,7 @@ def test_differences_are_paired_and_factors_those_of_the_curves() -> None:
     assert cells["better"][12] == "2.00 (2.00–2.00)"
     assert cells[BASE][12] == "1.41 (1.41–1.41)"
     assert cells["6 + 0"][12] == "–"
+    assert cells["worse"][12] == "never as good"
 
 
 def test_errors_of_several_seeds_are_over_seeds() -> None:
@@ -182,3 +188,19 @@ def test_every_variant_can_be_built() -> None:
             assert layers == bench.LAYERS, name
         for other in (variant.trunk_of, variant.drafts_of):
             assert other is None or VARIANTS[other].group == "part"
+
+
+# -------------------------------------------------------------------------------------------- docs
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_page_quotes_what_the_results_say() -> None:
+    """Tables are made of the results; whatever has two decimals in the text stands in a table."""
+    folder = DOCS / "experiments"
+    made = tables(read(read_points(folder / "results.jsonl")))
+    assert [(folder / name).read_text() for name in ("ablations.md", "gain.md")] == made
+    text = (DOCS / "experiments.md").read_text(encoding="utf-8")
+    quoted = set(re.findall(r"\d+\.\d\d+", text))
+    assert len(quoted) > 10
+    assert quoted <= set(re.findall(r"\d+\.\d\d+", "".join(made)))
