@@ -93,12 +93,12 @@ def picture(e: Evidence) -> str:
     samples = next(p for p in points if p["kind"] == "samples")
     law = next(p for p in points if p["kind"] == "law")
     ours = [
-        f"{series([f'{f.factor:.2f}' for f in one.factors])} times at equal {one.name} (at our "
+        f"{series([f'{f.factor:.2f}' for f in one.factors])} times our passes at equal {one.name} (at our "
         f"{series([f'{f.nfe:.1f}' for f in one.factors])} NFE)"
         for one in reversed(e.equals)
         if one.factors
     ]
-    cheaper = f"Plain sampling needs our passes {series(ours)}; " if ours else ""
+    cheaper = f"Plain sampling needs {series(ours)}; " if ours else ""
     caption = f"""*The shipped character model (draft {validation(log, "draft")}, target
 {validation(log, "target")} bits per character of validation text): spelling accuracy of
 {samples["num"]} samples a setting, with two standard errors, and exact bits per character of
