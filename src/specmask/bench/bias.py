@@ -25,6 +25,7 @@ from specmask.bench.known_chain import KnownChain, all_rows, row_index
 from specmask.bench.run import Point, describe, estimate, read_points, write_points
 from specmask.bench.tables import family, markdown, told
 from specmask.checks import whole
+from specmask.errors import exit_code
 from specmask.masking import ConstantWindow, CosineWindow, FullWindow
 from specmask.samplers import (
     Ancestral,
@@ -190,4 +191,4 @@ def main(args: Bias) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # the rows are small
-    main(tyro.cli(Bias))
+    raise SystemExit(exit_code(lambda: main(tyro.cli(Bias))))

@@ -28,6 +28,7 @@ from specmask.data.fasta import AMINO_ACIDS, read_fasta
 from specmask.data.sequences import pack_sequences, residue_encoder
 from specmask.data.subwords import train_bpe
 from specmask.data.token_ids import tokenize_corpus
+from specmask.errors import exit_code
 from specmask.training.loop import versions
 
 console = Console(stderr=True)
@@ -175,4 +176,4 @@ def main(args: Ingest) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Ingest))
+    raise SystemExit(exit_code(lambda: main(tyro.cli(Ingest))))

@@ -25,6 +25,7 @@ from specmask.bench.benchmark import machine
 from specmask.bench.run import Point, read_points, write_points
 from specmask.bench.tables import markdown
 from specmask.checks import whole
+from specmask.errors import exit_code
 from specmask.host import now
 from specmask.models.checkpoint import Model
 from specmask.models.protocol import Verifier, has_head
@@ -162,4 +163,4 @@ def main(args: Modes) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Modes))
+    raise SystemExit(exit_code(lambda: main(tyro.cli(Modes))))

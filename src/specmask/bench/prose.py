@@ -47,7 +47,7 @@ from specmask.data.batches import windows
 from specmask.data.documents import documents
 from specmask.data.subwords import END_OF_TEXT
 from specmask.data.token_ids import tokenize_corpus
-from specmask.errors import UserError
+from specmask.errors import UserError, exit_code
 from specmask.masking import CosineWindow, FullWindow, Window
 from specmask.metrics.perplexity import Judge, generative_perplexity, load_judge
 from specmask.models.checkpoint import Model, file_sha256
@@ -372,4 +372,4 @@ def main(args: Prose) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Prose))
+    raise SystemExit(exit_code(lambda: main(tyro.cli(Prose))))

@@ -32,7 +32,7 @@ from specmask.bench.run import Point, describe, estimate, json_line, law_points,
 from specmask.checks import optional_package
 from specmask.data.fasta import read_fasta
 from specmask.data.sequences import residue_encoder
-from specmask.errors import UserError
+from specmask.errors import UserError, exit_code
 from specmask.masking import CosineWindow, FullWindow, Window
 from specmask.metrics.perplexity import generative_perplexity
 from specmask.metrics.proteins import composition, composition_divergence, unique_fraction
@@ -512,4 +512,4 @@ def main(args: Proteins) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Proteins))
+    raise SystemExit(exit_code(lambda: main(tyro.cli(Proteins))))

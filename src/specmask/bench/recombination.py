@@ -23,7 +23,7 @@ import tyro
 from rich.progress import track
 
 from specmask.checks import check_seed, optional_package, whole
-from specmask.errors import UserError, unknown
+from specmask.errors import UserError, exit_code, unknown
 
 CHAINS = {
     "human_B_heavy": "VDJ",
@@ -201,4 +201,4 @@ def main(args: Recombination) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Recombination))
+    raise SystemExit(exit_code(lambda: main(tyro.cli(Recombination))))

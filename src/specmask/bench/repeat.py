@@ -24,7 +24,7 @@ from specmask.bench.benchmark import Results
 from specmask.bench.run import Point, fingerprint, read_points, sample_point
 from specmask.bench.tables import markdown
 from specmask.checks import check_seed
-from specmask.errors import UserError, unknown
+from specmask.errors import UserError, exit_code, unknown
 from specmask.metrics.spelling import load_words
 from specmask.models.zoo import WORDS, ZOO, zoo_folder
 from specmask.samplers import make_sampler
@@ -151,4 +151,4 @@ def tally(both: Sequence[tuple[Point, Point]], measure: str) -> tuple[float, int
 
 
 if __name__ == "__main__":
-    repeat(tyro.cli(Repeat))
+    raise SystemExit(exit_code(lambda: repeat(tyro.cli(Repeat))))

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from specmask.bench.evidence import FIGURES, PAGE, README, ZOO, Evidence
 from specmask.bench.result_sections import README_ALT, SECTIONS, series, validation
-from specmask.errors import UserError
+from specmask.errors import UserError, exit_code
 
 console = Console(stderr=True)
 
@@ -93,8 +93,8 @@ def picture(e: Evidence) -> str:
     samples = next(p for p in points if p["kind"] == "samples")
     law = next(p for p in points if p["kind"] == "law")
     ours = [
-        f"{series([f'{f.factor:.2f}' for f in one.factors])} times our passes at equal {one.name} (at our "
-        f"{series([f'{f.nfe:.1f}' for f in one.factors])} NFE)"
+        f"{series([f'{f.factor:.2f}' for f in one.factors])} times our passes at equal {one.name} "
+        f"(at our {series([f'{f.nfe:.1f}' for f in one.factors])} NFE)"
         for one in reversed(e.equals)
         if one.factors
     ]
@@ -135,4 +135,4 @@ def main(args: Build) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Build))
+    raise SystemExit(exit_code(lambda: main(tyro.cli(Build))))

@@ -23,7 +23,7 @@ from specmask.bench.benchmark import machine
 from specmask.bench.run import Point, describe, fingerprint, read_points, write_points
 from specmask.bench.tables import markdown, told
 from specmask.checks import whole
-from specmask.errors import UserError
+from specmask.errors import UserError, exit_code
 from specmask.models.checkpoint import Model
 from specmask.samplers import Ancestral, Sampler, make_sampler
 
@@ -121,4 +121,4 @@ def main(args: Seconds) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Seconds))
+    raise SystemExit(exit_code(lambda: main(tyro.cli(Seconds))))

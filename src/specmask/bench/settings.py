@@ -27,7 +27,7 @@ from specmask.checks import check_seed, whole
 from specmask.data.batches import windows
 from specmask.data.files import read_text
 from specmask.data.tokenizers import encode
-from specmask.errors import UserError
+from specmask.errors import UserError, exit_code
 from specmask.likelihood import orders_of
 from specmask.masking import ConstantWindow, CosineWindow, FullWindow, LinearWindow, Window
 from specmask.models.checkpoint import Model, file_sha256
@@ -179,4 +179,4 @@ def main(args: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    raise SystemExit(exit_code(lambda: main(tyro.cli(Settings))))

@@ -28,6 +28,7 @@ from specmask.bench.run import Point, law_points, read_points, sample_point, wri
 from specmask.data.batches import windows
 from specmask.data.corpora import load_corpus
 from specmask.data.tokenizers import decode
+from specmask.errors import exit_code
 from specmask.masking import CosineWindow, FullWindow, Window
 from specmask.metrics.spelling import save_words, vocabulary
 from specmask.models.checkpoint import CARD, Model
@@ -419,4 +420,4 @@ def ship(args: Ship) -> None:
 
 
 if __name__ == "__main__":
-    ship(tyro.cli(Ship))
+    raise SystemExit(exit_code(lambda: ship(tyro.cli(Ship))))

@@ -21,6 +21,7 @@ import specmask
 from specmask.bench.plot import loss_figure
 from specmask.bench.proteins import report
 from specmask.bench.run import Point, read_points, write_points
+from specmask.errors import exit_code
 from specmask.models.checkpoint import CARD, WEIGHTS, save
 from specmask.models.hybrid import DraftNetwork
 from specmask.models.zoo import ZOO, zoo_folder
@@ -132,4 +133,4 @@ def card(folder: Path, log: Sequence[Point], points: Sequence[Point]) -> str:
 
 
 if __name__ == "__main__":
-    ship_head(tyro.cli(ShipHead))
+    raise SystemExit(exit_code(lambda: ship_head(tyro.cli(ShipHead))))

@@ -29,7 +29,7 @@ from specmask.bench.benchmark import machine
 from specmask.bench.run import Point, read_points, write_points
 from specmask.bench.tables import markdown
 from specmask.checks import check_device, check_seed, whole
-from specmask.errors import UserError
+from specmask.errors import UserError, exit_code
 from specmask.models.blocks import Block, pick
 from specmask.models.hybrid import (
     DraftNetwork,
@@ -413,4 +413,4 @@ def main(args: TrainSpeed) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(TrainSpeed))
+    raise SystemExit(exit_code(lambda: main(tyro.cli(TrainSpeed))))

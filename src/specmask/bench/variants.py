@@ -27,7 +27,7 @@ from specmask.bench.run import Point, describe, estimate, json_line, read_points
 from specmask.bench.variant_tables import write_page
 from specmask.data.batches import Batches, windows
 from specmask.data.corpora import Corpus, load_corpus
-from specmask.errors import UserError, unknown
+from specmask.errors import UserError, exit_code, unknown
 from specmask.likelihood import Conditionals, conditionals, random_orders, score
 from specmask.masking import CosineWindow, FullWindow, GroupLaw, Window
 from specmask.models.checkpoint import Model
@@ -322,14 +322,5 @@ def _family(points: Sequence[Point], plain: bool) -> list[Point]:
     return [point for point in points if point["plain"] is plain]
 
 
-def main() -> None:
-    """The command."""
-    try:
-        variants(tyro.cli(Variants, description=__doc__))
-    except UserError as error:
-        console.print(str(error), style="red", markup=False, soft_wrap=True)
-        raise SystemExit(2) from None
-
-
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(lambda: variants(tyro.cli(Variants))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -19,7 +18,7 @@ from specmask.cli.score import Score, run_score
 from specmask.cli.train import Train, run_train
 from specmask.cli.tune import Tune, run_tune
 from specmask.demo import DemoArgs, demo
-from specmask.errors import UserError
+from specmask.errors import exit_code
 
 COMMANDS: dict[type, Callable[[Any], None]] = {
     Train: run_train,
@@ -36,24 +35,8 @@ COMMANDS: dict[type, Callable[[Any], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point.
-
-    Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted, 141 nobody reads on.
-    """
-    try:
-        _run(argv)
-    except UserError as error:
-        print(f"specmask: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read us has enough, as `head` does: no error, and no word
-        return 128 + 13  # what a shell reports of a program that SIGPIPE ended
-    except OSError as error:  # a full disk, a folder without permission, a file in the way
-        print(f"specmask: {error.strerror or error}: {error.filename or 'output'}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("specmask: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    """Entry point; what it returns is said by `exit_code`."""
+    return exit_code(lambda: _run(argv))
 
 
 def _run(argv: Sequence[str] | None) -> None:
