@@ -327,7 +327,11 @@ def test_plain_samples_follow_the_law(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["cosine-2-verify-untempered", "full-3-accept-untempered", "full-3-verify-untempered-block"],
+    [
+        "cosine-2-verify-untempered",
+        pytest.param("full-3-accept-untempered", marks=pytest.mark.slow),
+        "full-3-verify-untempered-block",
+    ],
 )
 def test_a_million_samples_follow_the_joint_law_of_order_and_row(name: str) -> None:
     """χ² over the 29160 cells (σ, x): 1/120·p(x|σ); false alarm 1e-6, 6e-5 for each mean.

@@ -44,6 +44,9 @@ OTHERS = {
     "threshold": specmask.Threshold(0.3),
 }
 CASES = {**SPECULATIVE, **OTHERS}
+SHORT = ("accept", "block", "ancestral")
+FEW = [pytest.param(name, marks=() if name in SHORT else pytest.mark.slow) for name in CASES]
+EITHER = [True, pytest.param(False, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("ragged", [False, True])
@@ -66,7 +69,7 @@ def test_a_round_waits_once_and_a_pass_without_one_at_most_once(case: str, ragge
             waits.clear()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FEW)
 def test_a_call_waits_for_its_frames_alone(case: str) -> None:
     """Whatever a call looks at beside is looked at once, however many passes it makes.
 
@@ -74,7 +77,7 @@ def test_a_call_waits_for_its_frames_alone(case: str) -> None:
     """
     with accelerator() as waits:
         model, beside = specmask.wrap(move(network())), []
-        for length in (8, 32):
+        for length in (6, 18):
             waits.clear()
             for _ in specmask.stream(model, CASES[case], seed=1, num=4, length=length):
                 pass
@@ -85,7 +88,7 @@ def test_a_call_waits_for_its_frames_alone(case: str) -> None:
         assert beside[0] == beside[1]
 
 
-@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("ragged", EITHER)
 @pytest.mark.parametrize("case", [name for name in CASES if name != "threshold"])
 def test_samples_there_are_those_here(case: str, ragged: bool) -> None:
     """In float64, where rounding flips no draw; blank rows tie where confidence decides."""

@@ -235,6 +235,7 @@ def test_the_prediction_is_what_the_meter_reads() -> None:
     assert abs(measured["nfe"] - found.point["nfe_text"]) > 4 * error
 
 
+@pytest.mark.slow
 def test_the_stated_cost_had_no_say_in_the_choice() -> None:
     """Of a setting that costs the limit itself, over the seeds that choose it.
 

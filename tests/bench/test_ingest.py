@@ -25,7 +25,10 @@ def test_made_files_are_sound_and_the_same_each_time(tmp_path: Path) -> None:
     assert sum(1 for _ in documents(text)) > 100
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(s, marks=pytest.mark.slow if s.startswith("tokenise") else ()) for s in STEPS],
+)
 def test_a_step_tells_seconds_and_memory(
     step: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

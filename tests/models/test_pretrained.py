@@ -309,7 +309,14 @@ def test_the_law_sums_to_one(toy: Model, name: str) -> None:
     assert float(log_p.exp().sum()) == pytest.approx(1, abs=1e-10)
 
 
-@pytest.mark.parametrize("name", ["FullWindow-2-accept", "CosineWindow-8-verify", "ancestral"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "FullWindow-2-accept",
+        pytest.param("CosineWindow-8-verify", marks=pytest.mark.slow),
+        "ancestral",
+    ],
+)
 def test_samples_follow_the_law(toy: Model, name: str) -> None:
     """χ² of 5e4 samples over (first position of σ, row); false alarm 1e-6."""
     from scipy.stats import chi2

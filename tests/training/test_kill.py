@@ -30,7 +30,7 @@ def log_of(out: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, kills: int) -> None:
     run(tmp_path / "whole", 0)
     run(tmp_path / "killed", kills)
