@@ -29,8 +29,8 @@ def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Variants:
     monkeypatch.setattr(bench, "NETWORK", small)
     train = replace(bench.TRAIN, batch_size=8, compile=False, precision="fp32", eval_rows=8)
     monkeypatch.setattr(bench, "TRAIN", train)
-    few = [one for k, one in enumerate(bench.speculative_grid(LENGTH)) if k % 9 == 0]
-    monkeypatch.setattr(bench, "speculative_grid", lambda _: few)
+    few = [one for k, one in enumerate(bench.speculative_grid()) if k % 9 == 0]
+    monkeypatch.setattr(bench, "speculative_grid", lambda: few)
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog " * 200)
     return Variants(
@@ -84,7 +84,7 @@ def test_laws_are_those_of_the_library() -> None:
     for point in laws(one, None, rows)[::7]:
         sampler = next(
             s
-            for s in (*bench.plain_grid(6), *bench.speculative_grid(6))
+            for s in (*bench.plain_grid(6), *bench.speculative_grid())
             if bench.describe(s, 0)["settings"] == point["settings"]
             and bench.describe(s, 0)["sampler"] == point["sampler"]
         )

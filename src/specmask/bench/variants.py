@@ -253,7 +253,7 @@ def trained(
 # ------------------------------------------------------------------------------------------- laws
 
 
-def speculative_grid(length: int) -> list[Speculative]:
+def speculative_grid() -> list[Speculative]:
     """Windows × rounds × first-rank rule."""
     wide: list[Window] = [
         *(CosineWindow(step) for step in (0.02, 0.05, 0.1, 0.2, 0.4)),
@@ -285,7 +285,7 @@ def laws(network: DraftNetwork, drafter: DraftNetwork | None, rows: Tensor) -> l
         extra = drafter.trunk_layers
     samplers: list[Sampler] = [*plain_grid(rows.shape[1])]
     if network.head_layers:
-        samplers += speculative_grid(rows.shape[1])
+        samplers += speculative_grid()
     points = []
     for sampler in samplers:
         law = sampler.law()
