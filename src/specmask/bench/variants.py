@@ -101,6 +101,9 @@ VARIANTS = {
         "ablation", "two causal blocks", network={"trunk_layers": 4, "head_layers": 2}
     ),
     "head lr × 2": Variant("gain", "the head learns faster", train={"head_lr": 2.0}),
+    "head lr × 2, distil 0.5": Variant(
+        "gain", "both of these two", train={"head_lr": 2.0, "distil": 0.5}
+    ),
     "target × 2": Variant("gain", "the target's term weighs more", train={"target_weight": 2.0}),
     "distil 1": Variant("gain", "the draft learns the target alone", train={"distil": 1.0}),
     "target × 0.5": Variant("gain", "and less", train={"target_weight": 0.5}),

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from specmask.models.hybrid import LOW_RANK
 from specmask.training.config import TrainConfig
 from specmask.training.ema import trained
+from specmask.training.muon import Muon
 
 Named = dict[str, Tensor]
 
