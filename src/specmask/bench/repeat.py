@@ -23,7 +23,7 @@ import specmask
 from specmask.bench.benchmark import Results
 from specmask.bench.run import Point, fingerprint, read_points, sample_point
 from specmask.bench.tables import markdown
-from specmask.checks import check_seed
+from specmask.checks import check_device, check_seed
 from specmask.errors import UserError, exit_code, unknown
 from specmask.metrics.spelling import load_words
 from specmask.models.zoo import WORDS, ZOO, zoo_folder
@@ -49,6 +49,8 @@ class Repeat:
     """Settings of more NFE than this are left out."""
     batch_size: int = 64
     """Rows in one pass."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
 
 
 def repeat(args: Repeat) -> None:
@@ -69,7 +71,8 @@ def repeat(args: Repeat) -> None:
         raise UserError(f"{args.model} has no samples of at most {args.most:g} NFE: raise --most")
     if any(p["seed"] == args.seed for p in first):
         raise UserError(f"seed {args.seed} is that of the first run: choose another")
-    model = specmask.load(args.model)
+    check_device(args.device)
+    model = specmask.load(args.model, args.device)
     words = load_words(folder / WORDS)
     about = {
         "model": model.name,

@@ -23,7 +23,7 @@ import specmask
 from specmask.bench.benchmark import Results
 from specmask.bench.run import Point, fingerprint, law_point, law_points
 from specmask.bench.tune_scores import score_settings, settings_grid
-from specmask.checks import check_seed, whole
+from specmask.checks import check_device, check_seed, whole
 from specmask.data.batches import windows
 from specmask.data.files import read_text
 from specmask.data.tokenizers import encode
@@ -62,6 +62,8 @@ class Settings:
     """By blocks: numbers of rounds. Each setting takes seconds to a minute by itself."""
     batch_size: int = 64
     """Rows in one pass."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
     seed: int = 0
     """Names the random orders."""
 
@@ -146,7 +148,8 @@ def main(args: Settings) -> None:
         whole(name, getattr(args, name), low)
     for n in args.block_rounds:
         whole("block_rounds", n, 1)
-    model = specmask.load(args.model)
+    check_device(args.device)
+    model = specmask.load(args.model, args.device)
     if not has_head(model.network) or model.tokenizer is None:
         lacks = "tokenizer" if has_head(model.network) else "causal head"
         raise UserError(

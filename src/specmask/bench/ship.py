@@ -25,15 +25,17 @@ import specmask
 from specmask.bench.compare import Factor, cost_ratios, factors_at_equal, frontier, thin
 from specmask.bench.plot import loss_figure, quality_figure
 from specmask.bench.run import Point, law_points, read_points, sample_point, write_points
+from specmask.checks import check_device
 from specmask.data.batches import windows
 from specmask.data.corpora import load_corpus
 from specmask.data.tokenizers import decode
 from specmask.errors import exit_code
 from specmask.masking import CosineWindow, FullWindow, Window
 from specmask.metrics.spelling import save_words, vocabulary
-from specmask.models.checkpoint import CARD, Model
+from specmask.models.checkpoint import CARD, Model, save
 from specmask.models.zoo import WORDS
 from specmask.samplers import Ancestral, AnyOrder, Sampler, Speculative
+from specmask.training.checkpoints import newest
 from specmask.training.export import export
 
 console = Console(stderr=True)
@@ -45,7 +47,7 @@ class Ship:
     """Measure the model of a run and put it where `specmask.load("text8-small")` finds it."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a training run."""
+    """Folder of a training run: its newest checkpoint, or, where there is none, its model."""
     earlier: tuple[Path, ...] = ()
     """Runs whose model this one started from, first to last: earlier stages of its training."""
     data: Path = Path("text8like.txt")
@@ -58,6 +60,10 @@ class Ship:
     """Held-out rows for the exact laws."""
     targets: tuple[float, ...] = (8, 14, 24, 42, 74, 128)
     """NFE near which settings are sampled."""
+    batch_size: int = 64
+    """Rows in one pass."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
     bf16: bool = False
     """Sample with bfloat16 matrix products; the exact laws stay float32."""
     seed: int = 0
@@ -95,7 +101,7 @@ def measure(model: Model, args: Ship, text: str, tokens: torch.Tensor) -> list[P
     with Progress(console=console) as bar:
         task = bar.add_task("laws")
         laws = law_points(
-            *(model, tokens, samplers, args.seed),
+            *(model, tokens, samplers, args.seed, args.batch_size),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     share = model.network.trunk_layers / (model.network.trunk_layers + model.network.head_layers)
@@ -105,7 +111,11 @@ def measure(model: Model, args: Ship, text: str, tokens: torch.Tensor) -> list[P
     ]
     points = list(laws)
     for sampler in track(chosen, "samples", console=console):
-        points.append(sample_point(model, sampler, words, args.samples, args.seed, bf16=args.bf16))
+        points.append(
+            sample_point(
+                *(model, sampler, words, args.samples, args.seed, args.batch_size, args.bf16)
+            )
+        )
         console.print(_line(points[-1]))
     return points
 
@@ -387,8 +397,19 @@ def _stage_line(number: int, stage: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def _weights(run: Path, folder: Path) -> None:
+    """The run's averaged weights in bfloat16, as a model folder."""
+    if newest(run) is None and (run / "model").is_dir():  # checkpoints are large, and may be gone
+        model = specmask.load(run / "model")
+        assert isinstance(model.network, specmask.HybridTransformer)
+        save(folder, model.network, model.tokenizer, dtype=torch.bfloat16)
+    else:
+        export(run, folder, torch.bfloat16)
+
+
 def ship(args: Ship) -> None:
     """Do all of it in a scratch folder, then put that in place."""
+    check_device(args.device)
     corpus = load_corpus(args.data, "text8")
     with tempfile.TemporaryDirectory(dir=args.folder.parent) as scratch:
         folder = Path(scratch) / args.folder.name
@@ -396,11 +417,11 @@ def ship(args: Ship) -> None:
             shutil.copytree(args.folder, folder)
             points = read_points(folder / "results.jsonl")
         else:
-            export(args.run, folder, torch.bfloat16)
+            _weights(args.run, folder)
             corpus.tokenizer.save(str(folder / "tokenizer.json"))
             text = decode(corpus.tokenizer, corpus.train)
             save_words(folder / WORDS, vocabulary(text))
-            model = replace(specmask.load(folder), name="text8-small")
+            model = replace(specmask.load(folder, args.device), name="text8-small")
             tokens = windows(corpus.test, model.network.length, args.rows)
             points = measure(model, args, text, tokens)
             write_points(folder / "results.jsonl", points)
