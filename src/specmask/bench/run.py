@@ -282,11 +282,11 @@ def law_points(
         for k, law in enumerate(laws):
             if torch.equal(orders[k], kind):
                 result = score(table, law)
-                cost = trunk_layers * result.trunk + head_layers * result.verify
-                bits = -result.log_prob / math.log(2) / sizes[part]
+                cost = (trunk_layers * result.trunk + head_layers * result.verify).cpu()
+                bits = -result.log_prob.cpu() / math.log(2) / sizes[part]
                 each[k].append(torch.stack((bits, cost / (trunk_layers + head_layers))))
                 if len(each[k]) == len(parts):
-                    points[k] = law_point(samplers[k], torch.cat(each[k], 1).cpu(), seed)
+                    points[k] = law_point(samplers[k], torch.cat(each[k], 1), seed)
                     if on_point is not None:
                         on_point(points[k])
     return [points[k] for k in range(len(samplers))]
