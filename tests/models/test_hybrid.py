@@ -23,6 +23,7 @@ from specmask import (
     UserError,
 )
 from specmask.models.hybrid import build
+from specmask.models.protocol import Verifier, has_head
 
 VOCAB, LENGTH, ROWS = 7, 9, 6
 heads = pytest.mark.parametrize("head_layers", [1, 2])
@@ -350,3 +351,19 @@ def test_a_plain_transformer_is_a_trunk_alone(tmp_path: Path) -> None:
         HybridTransformer(config)
     with pytest.raises(UserError, match="head_layers=1: a PlainTransformer has none"):
         PlainTransformer(replace(config, head_layers=1))
+
+
+def test_a_head_is_found_however_the_trunk_is_held() -> None:
+    """Python from 3.12 on looks for a protocol's members where a module's submodules are not."""
+    hybrid = tiny_network()
+    plain = build(replace(hybrid.config, head_layers=0))
+
+    class Around:
+        def __getattr__(self, name: str) -> object:
+            return getattr(hybrid, name)
+
+    assert has_head(hybrid)
+    assert has_head(Around())  # type: ignore[arg-type]
+    assert not has_head(plain)
+    with pytest.raises(TypeError):  # so that nobody asks that way
+        isinstance(hybrid, Verifier)

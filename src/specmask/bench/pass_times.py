@@ -9,7 +9,7 @@ import torch
 from specmask.host import now
 from specmask.models import protocol
 from specmask.models.checkpoint import Model
-from specmask.models.protocol import Verifier
+from specmask.models.protocol import can_verify
 from specmask.samplers.base import draw_tokens, score_tokens
 
 
@@ -36,7 +36,7 @@ def measure_passes(
     drafts and what the head keeps of it, the verify pass with the probabilities of its drafts.
     """
     network, device = model.network, model.device
-    assert isinstance(network, Verifier)
+    assert can_verify(network)
     ranked = torch.zeros(batch_size, length, dtype=torch.int64, device=device)
     order = torch.arange(length, device=device).expand_as(ranked)
     lengths, revealed = torch.full((2, batch_size), length, device=device)

@@ -86,6 +86,9 @@ def grid() -> list[Speculative]:
     ]
 
 
+PAPER_TOKENS = 1e6 * 512 * 256
+"""Characters of the paper's training on text8: steps × rows × length."""
+
 PLAIN_STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 
 
@@ -281,8 +284,8 @@ CARD_TEXT = """# text8-small
 A self-speculative masked diffusion model of English characters (a–z and space), {length} long:
 {trunk_layers} bidirectional layers draft, {head_layers} causal layer verifies, width {width},
 {millions:.1f} M parameters, bfloat16 weights ({megabytes:.1f} MB). Made to show and test the
-method on a laptop, not to write: it was trained on {tokens:.1f} M characters, a few
-ten-thousandths of what the paper's model saw.
+method on a laptop, not to write: it was trained on {tokens:.1f} M characters, {share_seen:.2g} % of
+the {paper_tokens:.0f} G that the paper's model saw.
 
 ```python
 import specmask
@@ -308,7 +311,7 @@ is Wikipedia. The compressor xz -9 reaches 1.90 on it.
 ## Training
 
 `specmask train text8-small --data FILE --out DIR`, in stages, each from the averaged weights of
-the one before (`--init`); two CPU cores that had other work to do:
+the one before (`--init`):
 
 {training}
 
@@ -358,11 +361,14 @@ def card(
     stages = stages_of(log)
     held_out = [row for row in stages[-1] if row.get("kind") == "validation"][-1]
     samples = next(p for p in points if p["kind"] == "samples")
+    tokens = sum(stage[-1]["tokens"] for stage in stages)
     return CARD_TEXT.format(
         **asdict(network.config),
         millions=sum(p.numel() for p in network.parameters()) / 1e6,
         megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
-        tokens=sum(stage[-1]["tokens"] for stage in stages) / 1e6,
+        tokens=tokens / 1e6,
+        share_seen=100 * tokens / PAPER_TOKENS,
+        paper_tokens=PAPER_TOKENS / 1e9,
         data=data,
         note=note,
         training="\n".join(_stage_line(n, stage) for n, stage in enumerate(stages, 1)),
@@ -389,8 +395,9 @@ def stages_of(log: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def _stage_line(number: int, stage: Sequence[dict[str, Any]]) -> str:
     config, length, last = stage[0]["config"], stage[0]["network"]["length"], stage[-1]
-    names = ("batch_size", "optimizer", "lr", "muon_lr", "ema", "precision", "seed")
-    settings = ", ".join(f"{name} {config[name]}" for name in names)
+    names = ("batch_size", "optimizer", "lr", "muon_lr", "final_lr", "ema", "precision")
+    names += ("weighting", "head_lr", "distil", "seed")
+    settings = ", ".join(f"{name} {config[name]}" for name in names if name in config)
     return (
         f"{number}. rows of {length}, {last['step']} of {config['steps']} steps, "
         f"{last['tokens'] / 1e6:.1f} M tokens, {last['seconds'] / 60:.0f} minutes: {settings}."

@@ -15,7 +15,7 @@ from specmask.checks import whole
 from specmask.errors import UserError
 from specmask.likelihood.checks import Rows, check_rows
 from specmask.models.checkpoint import Model
-from specmask.models.protocol import Denoiser, Logits, Verifier, draft_logits, verify
+from specmask.models.protocol import Denoiser, Logits, can_verify, draft_logits, verify
 
 Progress = Callable[[int, int], None]
 """Called with (pairs of row and prefix done, pairs in all)."""
@@ -92,7 +92,7 @@ def fill_table(
     progress: Progress | None,
 ) -> Conditionals:
     """The tables on the band i ≤ d < ends[b, i] of the prefixes `wanted`; both (B, L)."""
-    if target and not isinstance(network, Verifier):
+    if target and not can_verify(network):
         raise UserError(f"{type(network).__name__} has no causal head, which this law needs")
     count, length = rows.tokens.shape
     pairs = wanted.nonzero()
@@ -140,7 +140,7 @@ class _Scorer:
         log_q, log_best = self._pick(draft, symbols)
         if not self.target:
             return log_q, None, log_best
-        assert isinstance(network, Verifier)
+        assert can_verify(network)
         prefix = network.prefix(hidden, seen, order, i)
         log_p, _ = self._pick(verify(network, prefix, ranks, ranked), symbols)
         return log_q, log_p, log_best

@@ -10,7 +10,7 @@ from torch import Tensor
 from specmask.checks import check_seed, token_rows, whole, whole_numbers
 from specmask.errors import UserError
 from specmask.models.checkpoint import Model, check_weights
-from specmask.models.protocol import Denoiser, Verifier
+from specmask.models.protocol import Denoiser, can_verify
 from specmask.samplers.base import Canvas, Checks, Sampler
 
 
@@ -77,7 +77,7 @@ def check_call(model: Model, sampler: Sampler, seed: int, batch_size: int | str)
     if batch_size != "auto":
         whole("batch_size", batch_size, 1)
     network = model.network
-    if sampler.verifies and not isinstance(network, Verifier):
+    if sampler.verifies and not can_verify(network):
         raise UserError(
             f"{type(sampler).__name__} needs a causal head, and {type(network).__name__} has "
             "none: use a sampler of the draft alone, e.g. Ancestral"

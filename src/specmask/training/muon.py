@@ -21,7 +21,7 @@ class Muon(torch.optim.Muon):
     """`torch.optim.Muon` with its default learning rates: arguments, state and law are the same."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every matrix that has a gradient."""
         loss = None
         if closure is not None:
