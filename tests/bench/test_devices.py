@@ -23,7 +23,7 @@ SAMPLERS = [
     specmask.Ancestral(3, "fixed"),
     specmask.AnyOrder(),
 ]
-SAMPLED = [*SAMPLERS, specmask.Confidence(3), specmask.ReMDM(3)]
+SAMPLED = [*SAMPLERS, specmask.ReMDM(3)]
 TOKENS = torch.tensor([[0, 1, 2, 1, 0, 2], [2, 2, 1, 0, 1, 1], [1, 0, 0, 2, 2, 1]])
 
 
