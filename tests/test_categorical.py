@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from oracle import FALSE_ALARM, chi_square
 from specmask.categorical import (
@@ -21,6 +22,7 @@ from specmask.categorical import (
     run_ratio,
     uniform,
 )
+from specmask.samplers.base import Uniforms
 
 LAST = 1 - 2.0**-53
 """The largest uniform there is."""
@@ -348,3 +350,28 @@ def test_draft_verdict_and_residual_together_draw_the_target() -> None:
     )
     counts = torch.where(accepted == 1, draft, other).bincount(minlength=4)
     assert chi_square(counts, p) > FALSE_ALARM
+
+
+def test_uniforms_launch_few_operations() -> None:
+    """A GPU is told of each, and of operations this small that is what takes the time."""
+
+    class Count(TorchDispatchMode):
+        made = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            views = {"select", "unbind", "expand", "unsqueeze", "view", "alias"}
+            self.made += func._schema.name.removeprefix("aten::") not in views
+            return func(*args, **(kwargs or {}))
+
+    rows, positions = torch.arange(3)[:, None], torch.arange(5)
+    uniform(7, rows, positions, Purpose.DRAFT, 2)  # the key's words are kept from here on
+    with Count() as count:
+        uniform(7, rows, positions, Purpose.DRAFT, 2)
+    assert count.made <= 75
+
+
+def test_several_purposes_at_once_are_those_one_by_one() -> None:
+    draw, rows, positions = Uniforms(7), torch.tensor([4, 9]), torch.tensor([[0, 3], [2, 1]])
+    both = draw(rows, positions, torch.tensor([2, 3])[:, None, None], torch.tensor([5, 6]))
+    for one, purpose in zip(both, (Purpose.ACCEPT, Purpose.RESIDUAL), strict=True):
+        assert torch.equal(one, draw(rows, positions, purpose, torch.tensor([5, 6])))

@@ -12,7 +12,7 @@ from specmask.models.hybrid import HybridTransformer
 from specmask.recipes import RECIPES, recipe
 
 PARAMETERS = {
-    "text8-small": 2_331_840,
+    "text8-small": 15_664_640,
     "text8": 143_960_064,
     "openwebtext": 154_225_152,
     "prose-small": 3_148_608,

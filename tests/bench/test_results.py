@@ -105,9 +105,10 @@ def test_what_has_no_file_is_left_out(checkout: Path) -> None:
     main(Build(checkout))
     text = (checkout / PAGE).read_text(encoding="utf-8")
     heads = re.findall(r"^## (.*)$", text, flags=re.M)
-    assert len(heads) == 3
+    assert len(heads) == 4
     assert "verification" not in text
     assert sorted(path.stem for path in (checkout / FIGURES).iterdir()) == [
+        "acceptance",
         "losses",
         "quality",
         "settings",

@@ -34,7 +34,6 @@ TINY = HybridConfig(5, length=8, width=16, heads=2, trunk_layers=2)
 def test_the_networks_are_the_recipes() -> None:
     """But for dropout; and what is counted is a micro-batch of theirs."""
     for name, kind in (
-        ("text8-small", "text8-small"),
         ("text8", "text8"),
         ("gpt2-scale", "openwebtext"),
     ):
@@ -139,6 +138,6 @@ def test_the_counts_of_the_page_are_those_of_the_networks() -> None:
     assert found.keys() == NETWORKS.keys()
     for name, config in NETWORKS.items():
         assert flops_point(name, config, ROWS[name][0], 0) == found[name]
-    for name in ("text8-small", "text8"):
+    for name in ("small", "text8"):
         assert found[name]["hybrid"] < 1.03 * found[name]["plain"]
         assert found[name]["hybrid, every rank"] < 1.03 * found[name]["plain"]

@@ -395,8 +395,10 @@ def stages_of(log: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def _stage_line(number: int, stage: Sequence[dict[str, Any]]) -> str:
     config, length, last = stage[0]["config"], stage[0]["network"]["length"], stage[-1]
-    names = ("batch_size", "optimizer", "lr", "muon_lr", "final_lr", "ema", "precision")
-    names += ("weighting", "head_lr", "distil", "seed")
+    names = (
+        *("batch_size", "optimizer", "lr", "muon_lr", "final_lr", "ema", "precision"),
+        *("weighting", "head_lr", "distil", "seed"),
+    )
     settings = ", ".join(f"{name} {config[name]}" for name in names if name in config)
     return (
         f"{number}. rows of {length}, {last['step']} of {config['steps']} steps, "

@@ -48,17 +48,17 @@ from specmask.training.run import Objective, versions
 console = Console(stderr=True)
 
 NETWORKS = {
-    "text8-small": HybridConfig(27, length=256, width=160, heads=4, trunk_layers=6),
+    "small": HybridConfig(27, length=256, width=160, heads=4, trunk_layers=6),
     "text8": HybridConfig(27, length=256, width=768, heads=12, trunk_layers=11, mlp_hidden=4096),
     "gpt2-scale": HybridConfig(
         50257, length=1024, width=768, heads=12, trunk_layers=11, mlp_hidden=3072
     ),
 }
-"""The networks of the recipes text8-small, text8 and openwebtext, without dropout."""
+"""One that two cores train, and those of the recipes text8 and openwebtext, without dropout."""
 
-ROWS = {"text8-small": (16, 16), "text8": (512, 4), "gpt2-scale": (32, 1)}
-"""Rows of the recipe's micro-batch, whose FLOPs are counted, and of a timed one: as many as a CPU
-core learns in some seconds."""
+ROWS = {"small": (16, 16), "text8": (512, 4), "gpt2-scale": (32, 1)}
+"""Rows of a micro-batch, the recipe's where there is one, whose FLOPs are counted, and of a timed
+one: as many as a CPU core learns in some seconds."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class TrainSpeed:
     out: Path = Path("docs/performance/train.jsonl")
     """Results; the table goes beside it, as .md."""
     networks: tuple[str, ...] = tuple(NETWORKS)
-    """Whose FLOPs are counted; their sizes are those of the recipes."""
-    timed: tuple[str, ...] = ("text8-small", "text8")
+    """Whose FLOPs are counted; a small one, and those of two recipes."""
+    timed: tuple[str, ...] = ("small", "text8")
     """Which of them are timed too; gpt2-scale takes 12 GB of memory."""
     width: int | None = None
     """Channels instead of theirs; the MLP's hidden ones follow, at 8/3 of them."""
@@ -77,7 +77,7 @@ class TrainSpeed:
     """Rows of a timed batch instead of 16, 4 and 1."""
     rounds: int = 15
     """Times that all are gone through, after one to warm up."""
-    compiled: tuple[str, ...] = ("text8-small",)
+    compiled: tuple[str, ...] = ("small",)
     """Networks to time compiled too; compiling both takes minutes."""
     precision: str = "bf16"
     """bf16 or fp32."""

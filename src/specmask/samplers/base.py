@@ -102,9 +102,12 @@ class Uniforms:
     seed: int
 
     def __call__(
-        self, rows: Tensor, positions: Tensor, purpose: Purpose, counter: Tensor | int = 0
-    ) -> Float64[Tensor, "rows positions"]:
-        """(B,) rows, (B, K) or (K,) positions, (B,) counters → (B, K) in [0, 1)."""
+        self, rows: Tensor, positions: Tensor, purpose: Purpose | Tensor, counter: Tensor | int = 0
+    ) -> Float64[Tensor, "*purposes rows positions"]:
+        """(B,) rows, (B, K) or (K,) positions, (B,) counters → (B, K) in [0, 1).
+
+        With a (P, 1, 1) tensor of purposes (P, B, K), in no more operations than for one.
+        """
         count = counter[:, None] if isinstance(counter, Tensor) else counter
         return uniform(self.seed, rows[:, None], positions, purpose, count)
 

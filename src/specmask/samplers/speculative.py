@@ -184,7 +184,8 @@ class Speculative:
         n: int,
     ) -> tuple[Tensor, Tensor]:
         """How many drafts of each row's window are accepted, and what replaces the next one."""
-        u = uniforms(rows, window.positions, Purpose.ACCEPT, counter)
+        both = torch.arange(Purpose.ACCEPT, Purpose.RESIDUAL + 1, device=rows.device)
+        u, residual = uniforms(rows, window.positions, both[:, None, None], counter)
         alike = self.first == "accept" and n == 0  # p_i(i) := q_i(i)
         if self.verification == "block":
             log_p = score_tokens(target, window.tokens, self.temperature, self.top_p)
@@ -200,9 +201,9 @@ class Speculative:
         every = torch.arange(len(at), device=at.device)[:, None]
         q = probabilities(window.draft_logits(at)[:, 0], self.temperature, self.top_p)
         p = probabilities(target[every, at][:, 0], self.temperature, self.top_p)
-        position = window.positions.gather(1, at)
-        u = uniforms(rows, position, Purpose.RESIDUAL, counter)[:, 0]
-        return accepted, draw_residual(q, log_c.gather(1, at).exp() * p, u)
+        return accepted, draw_residual(
+            q, log_c.gather(1, at).exp() * p, residual.gather(1, at)[:, 0]
+        )
 
     def _accepted_run(
         self, window: _Window, target: Logits, uniforms: Tensor, alike: bool
