@@ -197,7 +197,7 @@ def acceptance(points: Sequence[Point]) -> Figure:
     """
     mine = [p for p in points if p["kind"] == "samples" and p["sampler"] == "speculative"]
     mine = [p for p in mine if family(p) == "speculative" and _tempering(p) == (1.0, 1.0)]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
     colours = plt.get_cmap("viridis")
     for k, p in enumerate(sorted(mine, key=lambda p: p["nfe"])):
         colour = colours(0.9 * k / max(1, len(mine) - 1))
@@ -227,8 +227,9 @@ def acceptance(points: Sequence[Point]) -> Figure:
     axes[1].set_title("share of trunk passes", fontsize=10)
     for axis in axes:
         _plain_axis(axis)
-    if mine:
-        axes[0].legend(frameon=False, fontsize=8)
+    if mine:  # below, where it hides no curve
+        lines = axes[0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 

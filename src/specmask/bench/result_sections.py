@@ -156,7 +156,7 @@ samples drawn: the bold curves are the best settings at rising cost, of
 {len(families(points, "law")[1])} self-speculative ones and of plain sampling ({fixed} counts); each
 thin curve is one window, along its numbers of rounds. The axis is cut above our settings. All rows
 have one random order each (seed {law["seed"]}); a setting's bits have a standard error of
-{_span([p["bits_se"] for p in points if p["kind"] == "law"])}, over rows that all settings
+{span([p["bits_se"] for p in points if p["kind"] == "law"])}, over rows that all settings
 share. A plain step counts {trunk}/{trunk + head} NFE in this figure, since it runs
 the trunk alone. Made by `python -m specmask.bench.ship RUN --data FILE`, torch
 {law["versions"]["torch"]}; the data are the last 5 % of the model's text, see its
@@ -482,7 +482,7 @@ carries that ([proteins](proteins.md)).
 """
     unique = {p["unique"] for p in samples}
     alike = (
-        f"Unique fraction of samples: {_span(sorted(unique))}."
+        f"Unique fraction of samples: {span(sorted(unique))}."
         if len(unique) > 1
         else f"The unique fraction is {unique.pop():.3f} at every setting."
     )
@@ -588,8 +588,9 @@ def series(words: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)
 
 
-def _span(values: Sequence[float]) -> str:
-    return f"{min(values):.3f} to {max(values):.3f}"
+def span(values: Sequence[float], digits: int = 3) -> str:
+    """The least to the largest."""
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
 def _below(limit: float, low: Sequence[tuple[str, Factor]]) -> str:

@@ -9,6 +9,7 @@ are written too, between two comments.
 
 from __future__ import annotations
 
+import statistics
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from specmask.bench.evidence import FIGURES, PAGE, README, ZOO, Evidence
-from specmask.bench.result_sections import README_ALT, SECTIONS, series, validation
+from specmask.bench.result_sections import README_ALT, SECTIONS, series, span, validation
 from specmask.errors import UserError, exit_code
 
 console = Console(stderr=True)
@@ -93,8 +94,9 @@ def picture(e: Evidence) -> str:
     samples = next(p for p in points if p["kind"] == "samples")
     law = next(p for p in points if p["kind"] == "law")
     ours = [
-        f"{series([f'{f.factor:.2f}' for f in one.factors])} times our passes at equal {one.name} "
-        f"(at our {series([f'{f.nfe:.1f}' for f in one.factors])} NFE)"
+        f"{span([f.factor for f in one.factors], 2)} times our passes at equal {one.name} "
+        f"(median {statistics.median(f.factor for f in one.factors):.2f}, at our "
+        f"{span([f.nfe for f in one.factors], 1)} NFE)"
         for one in reversed(e.equals)
         if one.factors
     ]
