@@ -132,27 +132,51 @@ def factors_at_equal(
     chosen = [(point, cost) for point, cost in chosen if 0 < cost < math.inf and len(curve) > 1]
     generator = np.random.default_rng(seed)
     found: list[list[float]] = [[] for _ in chosen]
+    theirs = [_Rows(point, quality) for point in plain]
+    mine = [_Rows(point, quality) for point, _ in chosen]
     for _ in range(replicates if chosen else 0):
-        shared = int(generator.integers(1 << 62))
-        again = [_resample(p, quality, generator, shared) for p in plain]
-        for k, (point, _) in enumerate(chosen):
-            mine = _resample(point, quality, generator, shared)
-            found[k].append(cost_at(again, quality, sign, mine[quality]) / mine["nfe"])
+        shared = _Shared(int(generator.integers(1 << 62)))
+        again = [rows.drawn(generator, shared) for rows in theirs]
+        for costs, rows in zip(found, mine, strict=True):
+            point = rows.drawn(generator, shared)
+            costs.append(cost_at(again, quality, sign, point[quality]) / point["nfe"])
     return [
         Factor(point["nfe"], point[quality], cost / point["nfe"], *_interval(each))
         for (point, cost), each in zip(chosen, found, strict=True)
     ]
 
 
-def _resample(point: Point, quality: str, generator: np.random.Generator, shared: int) -> Point:
-    each = point["each"]
-    count = len(each["correct" if quality == "spelling" else quality])
-    source = np.random.default_rng(shared) if point["kind"] == "law" else generator
-    pick = source.integers(count, size=count)
-    return {"nfe": float(np.take(each["nfe"], pick).mean()), quality: _mean(each, quality, pick)}
+class _Shared(dict[int, np.ndarray]):
+    """Number of rows → which of them a replicate draws; all laws draw the same."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+
+    def __missing__(self, count: int) -> np.ndarray:
+        return self.setdefault(count, np.random.default_rng(self._seed).integers(count, size=count))
 
 
-def _mean(each: Mapping[str, Sequence[float]], quality: str, pick: np.ndarray) -> float:
+class _Rows:
+    """What a bootstrap needs of the rows of a point, as arrays."""
+
+    def __init__(self, point: Point, quality: str) -> None:
+        self.law, self.quality = point["kind"] == "law", quality
+        names = ("words", "correct") if quality == "spelling" else (quality,)
+        self.each = {name: np.array(point["each"][name]) for name in ("nfe", *names)}
+        self.count = len(self.each[names[-1]])
+
+    def drawn(self, generator: np.random.Generator, shared: _Shared) -> Point:
+        """The point of rows drawn again."""
+        own = not self.law
+        pick = generator.integers(self.count, size=self.count) if own else shared[self.count]
+        mean = _mean(self.each, self.quality, pick)
+        return {"nfe": float(self.each["nfe"][pick].mean()), self.quality: mean}
+
+
+def _mean(
+    each: Mapping[str, Sequence[float] | np.ndarray], quality: str, pick: np.ndarray
+) -> float:
     if quality == "spelling":  # a ratio of totals
         words = np.take(each["words"], pick).sum()
         return float(np.take(each["correct"], pick).sum() / words) if words else math.nan
