@@ -15,7 +15,7 @@ from specmask.models.hybrid import HybridConfig, HybridTransformer
 from specmask.samplers import Sampler, Speculative
 
 TUNED = Speculative(LinearWindow(0.133), rounds=4)
-"""The setting of docs/choose-a-sampler.md for 16 NFE on text8-small."""
+"""A setting for 11 to 16 NFE on character models (docs/chooser/laws.md)."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def like(model: Model, vocab_size: int, seed: int = 0) -> HybridTransformer:
 
 
 def small_cases(scale: str, length: int, batches: Sequence[int]) -> list[Case]:
-    """By batch, length and window, on a model of about text8-small's size."""
+    """By batch, length and window, on a small model."""
     middle = batches[len(batches) // 2]
     cases = [Case(scale, batch, length, TUNED) for batch in batches]
     cases += [Case(scale, middle, length // n, TUNED) for n in (4, 2)]
@@ -86,7 +86,7 @@ def small_cases(scale: str, length: int, batches: Sequence[int]) -> list[Case]:
 
 
 def vocabulary_cases(length: int, batch: int) -> list[Case]:
-    """By vocabulary, on random networks of text8-small's other sizes."""
+    """By vocabulary, on random networks of a small model's other sizes."""
     return [Case("random", batch, length, TUNED, 0.5, 4, size) for size in (27, 1000, 10000, 50257)]
 
 

@@ -97,7 +97,7 @@ class ModeOptions:
     compile: str = "False"
     """True compiles passes, which first takes a while; graphs (CUDA) also records the trunk's."""
     quantize: str | None = None
-    """int8 (CPU): 8-bit products in the trunk; lossy, and at text8-small's width no
+    """int8 (CPU): 8-bit products in the trunk; lossy, and at 160 channels no
     faster (docs/performance/modes.md)."""
 
     def settings(self) -> dict[str, Any]:

@@ -97,11 +97,12 @@ def prepare(
         quantize: "int8" (CPU) rounds the weights of the trunk's linear maps to 8 bits, by output
             channel, and their inputs anew in each pass, by row and position, so that no row's
             numbers depend on another's. Head, embedding and unembedding stay float32. It is no
-            faster at text8-small's 160 channels (docs/performance/modes.md).
+            faster at 160 channels (docs/performance/modes.md).
 
     bfloat16 and int8 are lossy: samples and laws are those of another network nearby. On 8 rows of
-    128 that text8-small drew, int8 moves its exact bits per character by +0.0014 (draft) and
-    +0.0010 (target), bfloat16 by 0.0002 (docs/performance/modes.md, by `specmask.bench.modes`).
+    128 that a network of 6 + 1 layers drew, int8 moves its exact bits per character by +0.0014
+    (draft) and +0.0010 (target), bfloat16 by 0.0002 (docs/performance/modes.md, by
+    `specmask.bench.modes`).
 
     Returns:
         The network.
