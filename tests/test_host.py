@@ -135,7 +135,7 @@ class Launches(TorchDispatchMode):
 
 
 def test_a_row_launches_few_operations() -> None:
-    """On a GPU that is the time a small network takes: 9810 before random numbers were bundled."""
+    """On a GPU that is the time a small network takes: 9810 before random numbers and turns were bundled."""
     torch.manual_seed(0)
     config = HybridConfig(27, length=64, width=32, heads=2, trunk_layers=3)
     net = HybridTransformer(config).eval()
@@ -146,4 +146,4 @@ def test_a_row_launches_few_operations() -> None:
     with Launches() as count:
         out = specmask.sample(specmask.wrap(net), sampler, num=1)
     assert (int(out.trunk_passes), int(out.verify_passes)) == (8, 13)
-    assert count.made <= 7000
+    assert count.made <= 6800

@@ -84,9 +84,8 @@ class Head(nn.Module):
         read = torch.where(first, self.start.to(read.dtype), read)
         x = self.combine(torch.cat((read, here), dim=-1))
         # The start symbol stands at −1.
-        read_at = rotary_angles(torch.where(ranks == 0, -1, order.gather(1, before)), self.pairs)
-        predicts = rotary_angles(order.gather(1, ranks), self.pairs)
-        return Tracks(x, *_turns_of(read_at, predicts))
+        read_at = torch.where(ranks == 0, -1, order.gather(1, before))
+        return Tracks(x, *_turns_of(read_at, order.gather(1, ranks), self.pairs))
 
     def all_tracks(
         self, tokens: Tensor, embed: Embed, symbols: int, hidden: Tensor, order: Tensor
@@ -113,8 +112,8 @@ class Head(nn.Module):
         start = F.linear(self.start, torch.cat((of_token, of_read), dim=1))
         first = start.expand(len(tokens), 1, -1)
         x = here + torch.cat((first, (token + read)[:, :-1]), dim=1)
-        read_at = rotary_angles(F.pad(order[:, :-1], (1, 0), value=-1), self.pairs)
-        return Tracks(x, *_turns_of(read_at, rotary_angles(order, self.pairs)))
+        read_at = F.pad(order[:, :-1], (1, 0), value=-1)
+        return Tracks(x, *_turns_of(read_at, order, self.pairs))
 
     def window(
         self, prefix: HybridPrefix, ranks: Tensor, embedded: Tensor, mask: Tensor
@@ -155,10 +154,11 @@ class Head(nn.Module):
         return self.norm(y + here if self.residual else y)
 
 
-def _turns_of(read_at: Tensor, predicts: Tensor) -> tuple[Turns, Turns]:
-    """(B, K, C/4H) angles of where tracks read and predict → turns of keys and of queries."""
-    keys, queries = (turns(torch.cat((at, predicts), dim=-1)) for at in (read_at, predicts))
-    return keys, queries
+def _turns_of(read_at: Tensor, predicts: Tensor, pairs: int) -> tuple[Turns, Turns]:
+    """(B, K) positions where tracks read and predict → turns of keys and of queries."""
+    angles = rotary_angles(torch.stack((read_at, predicts)), pairs)  # together: fewer operations
+    cos, sin = turns(torch.cat((angles, angles[1:].expand_as(angles)), dim=-1))
+    return Turns(cos[0], sin[0]), Turns(cos[1], sin[1])
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:
