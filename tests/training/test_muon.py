@@ -54,5 +54,5 @@ def test_a_closure_is_called_with_gradients() -> None:
         total.backward()
         return total
 
-    assert float(Muon([weight], lr=0.1).step(loss)) == 4.0
+    assert Muon([weight], lr=0.1).step(loss).item() == 4.0
     assert not torch.equal(weight.detach(), torch.eye(4))
