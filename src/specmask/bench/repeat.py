@@ -45,7 +45,7 @@ class Repeat:
     """Results file, a setting a line."""
     seed: int = 1
     """Of the samples; that of the first run is another one."""
-    most: float = 40.0
+    most: float = 25.0
     """Settings of more NFE than this are left out."""
     batch_size: int = 64
     """Rows in one pass."""
