@@ -28,7 +28,7 @@ class Purpose(IntEnum):
     ORDER = 0
     DRAFT = 1
     ACCEPT = 2
-    RESIDUAL = 3
+    RESIDUAL = 3  # next to the one before: a verify round draws both at once
     REVEAL = 4
     TRAIN_ORDER = 5
     TRAIN_REVEALED = 6

@@ -132,7 +132,7 @@ def factors_at_equal(
     chosen = [(point, cost) for point, cost in chosen if 0 < cost < math.inf and len(curve) > 1]
     generator = np.random.default_rng(seed)
     found: list[list[float]] = [[] for _ in chosen]
-    theirs = [_Rows(point, quality) for point in plain]
+    theirs = [_Rows(point, quality) for point in plain] if chosen else []
     mine = [_Rows(point, quality) for point, _ in chosen]
     for _ in range(replicates if chosen else 0):
         shared = _Shared(int(generator.integers(1 << 62)))
@@ -220,8 +220,9 @@ def at_entropy(
         wanted: nats.
 
     Returns:
-        The value and its standard error by a bootstrap over the rows of both neighbours (Efron,
-        1979), which counts what quality and entropy of a row have in common; None where the curve
+        The value and its standard error, half of what holds the middle 68 % of a bootstrap over the
+        rows of both neighbours (Efron, 1979): that counts what quality and entropy of a row have in
+        common, and a line that comes out nearly upright now and then does not decide it. None where the curve
         does not come to that entropy, or has no two settings within 0.15 nats around it: quality is
         no straight line over more than that.
     """
@@ -240,7 +241,8 @@ def at_entropy(
             for p, pick in zip(both, picks, strict=True)
         ]
         again.append(_on_the_line(ends, wanted))
-    return value, float(np.nanstd(again))
+    low, high = np.nanquantile(np.array(again), (0.16, 0.84))
+    return value, float(high - low) / 2
 
 
 def _spans(pair: tuple[Point, Point], wanted: float) -> bool:

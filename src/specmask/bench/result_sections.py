@@ -313,7 +313,8 @@ def second_seed(e: Evidence) -> str | None:
 
 The settings of up to {max(one["nfe"] for one, _ in both):.0f} NFE of the first figure,
 {both[0][1]["num"]} samples each with seed {both[0][0]["seed"]} and seed {again[0]["seed"]}, on
-{e.weights(again[0])}; {machine(again[0])}. How far two runs lie apart is in standard errors of
+{e.weights(again[0])}. The first seed's were drawn where the card says, the second's on
+{machine(again[0])}. How far two runs lie apart is in standard errors of
 their difference; if the errors are right its square is one on average. Sums of squares:
 {series(sums)}. Made by `python -m specmask.bench.repeat text8-small`.
 
@@ -589,8 +590,9 @@ def series(words: Sequence[str]) -> str:
 
 
 def span(values: Sequence[float], digits: int = 3) -> str:
-    """The least to the largest."""
-    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+    """The least to the largest, or the only one."""
+    low, high = (f"{end:.{digits}f}" for end in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _below(limit: float, low: Sequence[tuple[str, Factor]]) -> str:

@@ -29,7 +29,7 @@ from specmask.checks import check_device
 from specmask.data.batches import windows
 from specmask.data.corpora import load_corpus
 from specmask.data.tokenizers import decode
-from specmask.errors import exit_code
+from specmask.errors import UserError, exit_code
 from specmask.masking import CosineWindow, FullWindow, Window
 from specmask.metrics.spelling import save_words, vocabulary
 from specmask.models.checkpoint import CARD, Model, save
@@ -47,7 +47,8 @@ class Ship:
     """Measure the model of a run and put it where `specmask.load("text8-small")` finds it."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a training run: its newest checkpoint, or, where there is none, its model."""
+    """Folder of a training run of a hybrid network: its newest whole checkpoint, or, where it has
+    none at all, its model."""
     earlier: tuple[Path, ...] = ()
     """Runs whose model this one started from, first to last: earlier stages of its training."""
     data: Path = Path("text8like.txt")
@@ -410,7 +411,10 @@ def _weights(run: Path, folder: Path) -> None:
     """The run's averaged weights in bfloat16, as a model folder."""
     if newest(run) is None and (run / "model").is_dir():  # checkpoints are large, and may be gone
         model = specmask.load(run / "model")
-        assert isinstance(model.network, specmask.HybridTransformer)
+        if not isinstance(model.network, specmask.HybridTransformer):
+            raise UserError(
+                f"{run} has a {type(model.network).__name__}: expected a hybrid network"
+            )
         save(folder, model.network, model.tokenizer, dtype=torch.bfloat16)
     else:
         export(run, folder, torch.bfloat16)

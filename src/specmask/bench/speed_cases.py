@@ -15,7 +15,7 @@ from specmask.models.hybrid import HybridConfig, HybridTransformer
 from specmask.samplers import Sampler, Speculative
 
 TUNED = Speculative(LinearWindow(0.133), rounds=4)
-"""A setting for 11 to 16 NFE on character models (docs/chooser/laws.md)."""
+"""A setting of few passes on character models (docs/chooser/laws.md)."""
 
 
 @dataclass(frozen=True)

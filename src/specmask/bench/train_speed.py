@@ -311,7 +311,7 @@ is the hybrid without that saving: the price of the head's own maps and of the t
 
 ## FLOPs
 
-Forward and backward of a micro-batch of the recipe, counted by torch; exact.
+Forward and backward of a micro-batch, the recipe's where there is one, counted by torch; exact.
 
 {flops}
 ## Time

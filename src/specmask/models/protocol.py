@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -73,8 +73,7 @@ class Verifier(Denoiser, Protocol):
         ...
 
 
-@runtime_checkable
-class Unembeds(Protocol):
+class Unembeds(Denoiser, Protocol):
     """A network whose logits are a function of narrower features, one place at a time.
 
     Not required: with it a sampler holds C features of each place of its window, and the V logits
@@ -90,7 +89,6 @@ class Unembeds(Protocol):
         ...
 
 
-@runtime_checkable
 class UnembedsTarget(Unembeds, Protocol):
     """And so is the target's."""
 
@@ -146,18 +144,28 @@ class Logits:
 
 def draft_logits(network: Denoiser, hidden: Tensor, positions: Tensor) -> Logits:
     """`Denoiser.draft_logits`, formed where they are looked at."""
-    if isinstance(network, Unembeds):
+    if unembeds(network):
         return Logits(network.draft_features(hidden, positions), network.logits, network.vocab_size)
     return Logits(network.draft_logits(hidden, positions), None, network.vocab_size)
 
 
 def verify(network: Verifier, prefix: Prefix, ranks: Tensor, drafts: Tensor) -> Logits:
     """`Verifier.verify`: the pass is made here, its logits are formed where they are looked at."""
-    if isinstance(network, UnembedsTarget):
+    if unembeds_target(network):
         return Logits(
             network.target_features(prefix, ranks, drafts), network.logits, network.vocab_size
         )
     return Logits(network.verify(prefix, ranks, drafts), None, network.vocab_size)
+
+
+def unembeds(network: object) -> TypeGuard[Unembeds]:
+    """Whether a network has what `Unembeds` asks for; not by `isinstance`, as `can_verify`."""
+    return hasattr(network, "draft_features") and hasattr(network, "logits")
+
+
+def unembeds_target(network: object) -> TypeGuard[UnembedsTarget]:
+    """And what `UnembedsTarget` does."""
+    return hasattr(network, "target_features") and hasattr(network, "logits")
 
 
 def can_verify(network: Denoiser) -> TypeGuard[Verifier]:

@@ -12,7 +12,7 @@ import torch
 from specmask.errors import UserError
 from specmask.masking import Window, window_ends
 from specmask.models.checkpoint import Model
-from specmask.models.protocol import Denoiser, Unembeds, block_size
+from specmask.models.protocol import Denoiser, block_size, unembeds
 from specmask.samplers.base import Sampler
 
 SHARE = 0.8
@@ -56,7 +56,7 @@ def estimate(
     # Numbers a track has in a block: input, sum, query, keys twice, values, what is seen; the MLP.
     block = 7 * width + 4 * sizes.hidden
     trunk = length * block + _scores(network, length)
-    held = length * width + laws * ranks * (width if isinstance(network, Unembeds) else vocab)
+    held = length * width + laws * ranks * (width if unembeds(network) else vocab)
     tracks = window = 0
     if head:
         held += length * width * (1 + 2 * head)

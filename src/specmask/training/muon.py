@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` with its default learning rates: arguments, state and law are the same."""
+    """`torch.optim.Muon`: arguments, state and steps are the same."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -49,12 +49,18 @@ class Muon(torch.optim.Muon):
             torch.stack(ahead if group["nesterov"] else means),
             *(group["ns_coefficients"], group["ns_steps"], group["eps"]),
         )
-        rows, columns = parameters[0].shape
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(
             *(parameters, turned.to(parameters[0].dtype).unbind()),
-            alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)),
+            alpha=-group["lr"] * _scale(group["adjust_lr_fn"], *parameters[0].shape),
         )
+
+
+def _scale(rule: str | None, rows: int, columns: int) -> float:
+    """What a shape multiplies the learning rate by, under a name of torch's `adjust_lr_fn`."""
+    if rule == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1.0, rows / columns))
 
 
 def orthogonal(
