@@ -1,0 +1,36 @@
+"""Shipping a model: whose weights they are. What it measures and says is tested where that is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import specmask
+from oracle import tiny_network
+from specmask.bench.ship import _weights
+from specmask.models.hybrid import build
+
+
+def test_a_run_without_checkpoints_ships_its_model(tmp_path: Path) -> None:
+    network = tiny_network(dtype=torch.float32)
+    specmask.save(tmp_path / "run" / "model", network)
+    _weights(tmp_path / "run", tmp_path / "zoo")
+    shipped = specmask.load(tmp_path / "zoo").network
+    assert isinstance(shipped, specmask.HybridTransformer)
+    for name, weight in network.state_dict().items():
+        assert torch.equal(shipped.state_dict()[name], weight.bfloat16().float())
+
+
+def test_a_network_without_a_head_is_refused(tmp_path: Path) -> None:
+    plain = build(replace(tiny_network().config, head_layers=0))
+    specmask.save(tmp_path / "run" / "model", plain)
+    with pytest.raises(specmask.UserError, match="PlainTransformer: expected a hybrid network"):
+        _weights(tmp_path / "run", tmp_path / "zoo")
+
+
+def test_a_run_with_nothing_in_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(specmask.UserError, match="no checkpoint"):
+        _weights(tmp_path / "run", tmp_path / "zoo")
