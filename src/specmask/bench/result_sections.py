@@ -255,7 +255,7 @@ def sampler_settings(e: Evidence) -> str | None:
     if grid:
         about += (
             f", on {e.weights(grid[0])}; {machine(grid[0])}. Made by "
-            "`python -m specmask.bench.settings text8-small --data FILE`."
+            f"`python -m specmask.bench.settings text8-small --data FILE --rows {laws[0]['rows']}`."
         )
     else:
         about += ": those of the figure above."
