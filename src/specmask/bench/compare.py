@@ -222,9 +222,9 @@ def at_entropy(
     Returns:
         The value and its standard error, half of what holds the middle 68 % of a bootstrap over the
         rows of both neighbours (Efron, 1979): that counts what quality and entropy of a row have in
-        common, and a line that comes out nearly upright now and then does not decide it. None where the curve
-        does not come to that entropy, or has no two settings within 0.15 nats around it: quality is
-        no straight line over more than that.
+        common, and a line that comes out nearly upright now and then does not decide it. None where
+        the curve does not come to that entropy, or has no two settings within 0.15 nats around it:
+        quality is no straight line over more than that.
     """
     pairs = [pair for pair in itertools.pairwise(curve) if _spans(pair, wanted)]
     if not pairs:
