@@ -42,7 +42,7 @@ def rows_of(text: str) -> Iterator[Row]:
 GENERATED = sorted(CHOOSER.rglob("*.md"))
 
 
-@pytest.mark.parametrize("folder", [".", "entropy", "cuts"])
+@pytest.mark.parametrize("folder", [".", "entropy", "cuts", "orders"])
 def test_the_tables_are_those_of_the_results(folder: str) -> None:
     found = points(folder)
     made = {"table.md": table(found)}
