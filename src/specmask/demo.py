@@ -28,7 +28,7 @@ class DemoArgs:
 
     model: str = "text8-small"
     """Name of a shipped model."""
-    num: int = 16
+    num: int = 32
     """Samples by each of the two samplers."""
     window: str = "cosine:0.3"
     """Window of the self-speculative sampler."""
