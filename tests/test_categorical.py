@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from oracle import FALSE_ALARM, chi_square
+from specmask import UserError
 from specmask.categorical import (
     Purpose,
     accept_block,
@@ -375,3 +376,10 @@ def test_several_purposes_at_once_are_those_one_by_one() -> None:
     both = draw(rows, positions, torch.tensor([2, 3])[:, None, None], torch.tensor([5, 6]))
     for one, purpose in zip(both, (Purpose.ACCEPT, Purpose.RESIDUAL), strict=True):
         assert torch.equal(one, draw(rows, positions, purpose, torch.tensor([5, 6])))
+
+
+@pytest.mark.parametrize("word", [-1, 2**32])
+def test_a_counter_that_is_no_word_is_refused(word: int) -> None:
+    """It would share the random numbers of another."""
+    with pytest.raises(UserError, match="expected 0 to 2³²−1"):
+        uniform(7, torch.arange(3), 0, Purpose.DRAFT, word)

@@ -213,7 +213,7 @@ def test_it_learns_which_tokens_do_not_belong() -> None:
     """The untrained model draws anything; the head sees that a token differs from its row."""
     torch.manual_seed(1)
     model = specmask.wrap(tiny_network(vocab_size=4, length=8, width=16, dtype=torch.float32))
-    validation = repeated(10**6)
+    validation = torch.cat([repeated(10**6 + k) for k in range(16)])  # one of 32 rows says little
     config = ErrorTraining(steps=150, lr=0.01, warmup=5)
     rows: list[dict[str, float]] = []
     made = train_error_head(
@@ -223,8 +223,7 @@ def test_it_learns_which_tokens_do_not_belong() -> None:
     base = last["validation_wrong"]
     entropy = -base * math.log(base) - (1 - base) * math.log(1 - base)
     assert last["validation_loss"] < 0.75 * entropy
-    # 0.88 to 0.91 from step to step and from processor to processor
-    assert last["validation_auc"] > 0.85
+    assert last["validation_auc"] > 0.82  # 0.86 on these rows
     assert last["validation_auc"] > last["validation_confidence_auc"] + 0.1
     assert validate(model, made, validation)["auc"] == last["validation_auc"]
     assert all(value.grad is None for value in model.network.parameters())  # type: ignore[attr-defined]

@@ -88,9 +88,12 @@ def uniform(seed: int, *words: Tensor | int) -> Tensor:
         float64 of the broadcast shape.
 
     Raises:
-        UserError: a seed out of range.
+        UserError: a seed or a word out of range; those in tensors are not looked at.
     """
     check_seed(seed)
+    for word in words:
+        if not isinstance(word, Tensor) and not 0 <= word <= _WORD:
+            raise UserError(f"counter word {word}: expected 0 to 2³²−1")
     device = next(word.device for word in words if isinstance(word, Tensor))
     padded = (*words, 0, 0, 0, 0)[:4]
     counter = tuple(  # a number is filled in on the device, which need not wait for it

@@ -22,7 +22,7 @@ from specmask.samplers.base import check_number, draw_tokens, score_tokens
 from specmask.training.guide_run import GuideRun, adamw
 from specmask.training.loss import Rows, draw_masks, tokens_and_lengths
 
-_VALIDATION = 1 << 40  # a step that no training reaches names the masks of validation
+_VALIDATION = (1 << 32) - 1  # a step that no training reaches names the masks of validation
 
 
 @dataclass(frozen=True)
