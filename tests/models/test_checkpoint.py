@@ -22,6 +22,7 @@ from refusal import refuse
 from specmask import FullWindow, HybridTransformer, Speculative
 from specmask.models import checkpoint
 from specmask.models.checkpoint import file_sha256, write_folder
+from specmask.training.loss import draw_masks, loss_terms
 
 
 def network() -> HybridTransformer:
@@ -282,3 +283,16 @@ def test_write_folder_leaves_nothing_behind_when_a_writer_fails(tmp_path: Path) 
     with pytest.raises(RuntimeError, match="not a disk error"):
         write_folder(tmp_path / "model", {"a": b"whole", "b": fail})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_shipped_weights_mean_what_they_meant() -> None:
+    """Both losses of a sentence, in nats per token: a change of the network that its own tests
+    cannot see, since training and sampling change alike, makes trained weights worse."""
+    model = specmask.load("text8-small")
+    text = "the king of the south married the daughter of the king of the north and their children "
+    tokens = torch.tensor([model.tokenizer.encode(text * 2).ids])  # type: ignore[union-attr]
+    order, _ = draw_masks(0, 0, torch.tensor([tokens.shape[1]]), tokens.shape[1])
+    with torch.no_grad():
+        terms = loss_terms(model.network, tokens, order, torch.tensor([60]))  # type: ignore[arg-type]
+    found = float(terms.draft_nll), float(terms.target_nll)
+    assert found == pytest.approx((0.8367, 0.4337), abs=1e-3)

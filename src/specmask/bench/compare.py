@@ -168,8 +168,8 @@ class _Rows:
 
     def drawn(self, generator: np.random.Generator, shared: _Shared) -> Point:
         """The point of rows drawn again."""
-        own = not self.law
-        pick = generator.integers(self.count, size=self.count) if own else shared[self.count]
+        count = self.count
+        pick = shared[count] if self.law else generator.integers(count, size=count)
         mean = _mean(self.each, self.quality, pick)
         return {"nfe": float(self.each["nfe"][pick].mean()), self.quality: mean}
 

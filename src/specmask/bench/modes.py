@@ -28,7 +28,7 @@ from specmask.checks import whole
 from specmask.errors import exit_code
 from specmask.host import now
 from specmask.models.checkpoint import Model
-from specmask.models.protocol import can_verify, has_head
+from specmask.models.protocol import has_head
 from specmask.training.loop import versions
 
 MODES: dict[str, dict[str, Any]] = {
@@ -85,7 +85,7 @@ def passes_of(model: Model, tokens: Tensor, window: int) -> dict[str, Pass]:
     network, (rows, length) = model.network, tokens.shape
     lengths = torch.full((rows,), length)
     found: dict[str, Pass] = {"trunk": lambda: network.trunk(tokens, lengths)}
-    if can_verify(network) and has_head(network):
+    if has_head(network):
         order = torch.arange(length, device=tokens.device).expand(rows, -1)
         known = torch.full((rows,), length // 2)
         ranks = length // 2 + torch.arange(min(window, length - length // 2), device=tokens.device)

@@ -177,7 +177,7 @@ def can_verify(network: Denoiser) -> TypeGuard[Verifier]:
     return hasattr(network, "prefix") and hasattr(network, "verify")
 
 
-def has_head(network: Denoiser) -> bool:
+def has_head(network: Denoiser) -> TypeGuard[Verifier]:
     """Whether a network can verify what it drafts."""
     return can_verify(network) and network.head_layers > 0
 
