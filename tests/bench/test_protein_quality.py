@@ -14,15 +14,8 @@ import torch
 
 import specmask
 from refusal import refuse
-from specmask.bench.proteins import (
-    HELD_OUT,
-    UNTOUCHED,
-    Proteins,
-    curves,
-    main,
-    rows_of_one_length,
-    with_structures,
-)
+from specmask.bench.protein_report import HELD_OUT, UNTOUCHED, curves, with_structures
+from specmask.bench.proteins import Proteins, main, rows_of_one_length
 from specmask.bench.recombination import RecombinationLaw
 from specmask.bench.run import read_points
 from specmask.data.fasta import AMINO_ACIDS
@@ -180,6 +173,27 @@ def test_structures_are_predicted_of_samples_and_of_the_data(
     calls = Runner.calls
     main(replace(args, fold=4))  # what is folded is kept
     assert Runner.calls == calls
+
+
+def test_more_samples_take_the_place_of_fewer(
+    args: Proteins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And their structures with them; laws and losses are kept."""
+    monkeypatch.setitem(sys.modules, "igfold", SimpleNamespace(IgFoldRunner=Runner))
+    main(replace(args, fold=2))
+    before = read_points(args.out / "results.jsonl")
+    main(replace(args, samples=8, bf16=True, fold=3))
+    after = read_points(args.out / "results.jsonl")
+    for kind in ("law", "loss"):
+        assert [p for p in after if p["kind"] == kind] == [p for p in before if p["kind"] == kind]
+    counts = {kind: sum(p["kind"] == kind for p in before) for kind in ("samples", "structure")}
+    assert counts == {kind: sum(p["kind"] == kind for p in after) for kind in counts}
+    samples = [p for p in after if p["kind"] == "samples"]
+    assert {(p["num"], p["bf16"], len(p["sequences"])) for p in samples} == {(8, True, 8)}
+    assert {p["num"] for p in after if p["kind"] == "structure"} == {3}
+    for p in with_structures(samples + [p for p in after if p["kind"] == "structure"]):
+        if p["kind"] == "samples":
+            assert p["each"]["rmsd"] == [float(s.count("A")) for s in p["sequences"][:3]]
 
 
 def test_without_igfold_it_says_what_to_install(

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from specmask import CosineWindow, FullWindow, Speculative
-from specmask.bench import results, ship
+from specmask.bench import card, results
 from specmask.bench.compare import factors_at_equal
 from specmask.bench.evidence import CARD, FIGURES, PAGE, README, SETTINGS, ZOO, Evidence
-from specmask.bench.result_sections import entropy_table
+from specmask.bench.result_quality import entropy_table
 from specmask.bench.results import BEGIN, END, Build, build, main, picture, with_picture, wrapped
 from specmask.bench.run import Point, describe, json_line, read_points
 from specmask.errors import UserError
@@ -61,18 +61,18 @@ def cells(text: str) -> Iterator[list[str]]:
 
 def test_card_readme_and_page_agree(page: str, evidence: Evidence) -> None:
     """To the last digit, on validation bits and factors, which are those of log and results."""
-    card = (ROOT / ZOO / "README.md").read_text(encoding="utf-8")
+    shipped = (ROOT / ZOO / "README.md").read_text(encoding="utf-8")
     readme = picture(evidence)
     log = read_points(ROOT / ZOO / "log.jsonl")
     last = [row for row in log if row.get("kind") == "validation"][-1]
-    for text in (card, readme, page):
+    for text in (shipped, readme, page):
         words = " ".join(text.split())
         assert f"draft {last['draft_bits']:.3f}, target {last['target_bits']:.3f} bits" in words
-    rows = list(cells(ship.factors(evidence.equals)))[1:]
-    shown = {text: [row[:5] for row in cells(text)] for text in (card, page)}
+    rows = list(cells(card.factors(evidence.equals)))[1:]
+    shown = {text: [row[:5] for row in cells(text)] for text in (shipped, page)}
     assert rows
     for row in rows:
-        assert row in shown[card]
+        assert row in shown[shipped]
         assert row in shown[page]
     words = " ".join(readme.split())
     for one in evidence.equals:
@@ -89,7 +89,7 @@ def test_card_readme_and_page_agree(page: str, evidence: Evidence) -> None:
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout that has the shipped model alone; intervals are of few draws."""
-    monkeypatch.setattr(ship, "factors_at_equal", partial(factors_at_equal, replicates=5))
+    monkeypatch.setattr(card, "factors_at_equal", partial(factors_at_equal, replicates=5))
     shutil.copytree(ROOT / ZOO, tmp_path / ZOO)
     (tmp_path / "docs").mkdir()
     (tmp_path / README).write_text(f"# x\n{BEGIN}\nold\n{END}\ny\n", encoding="utf-8")

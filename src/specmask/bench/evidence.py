@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 import specmask
+from specmask.bench.card import Equal, equals
 from specmask.bench.run import Point, fingerprint, read_points
-from specmask.bench.ship import Equal, equals
 
 ZOO = Path("src/specmask/zoo/text8-small")
 CARD = "../src/specmask/zoo/text8-small/README.md"

@@ -29,6 +29,7 @@ from torch import Tensor
 
 import specmask
 from specmask.bench.benchmark import Results, machine, read_results
+from specmask.bench.card import stages_of
 from specmask.bench.prose_report import figure, kinds, near, report
 from specmask.bench.run import (
     Domain,
@@ -40,7 +41,6 @@ from specmask.bench.run import (
     measures,
     read_points,
 )
-from specmask.bench.ship import stages_of
 from specmask.bench.tables import told
 from specmask.checks import check_seed, whole
 from specmask.data.batches import windows

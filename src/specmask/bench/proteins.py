@@ -25,10 +25,18 @@ from rich.progress import Progress
 from torch import Tensor
 
 import specmask
-from specmask.bench.compare import Factor, factors_at_equal, frontier, thin
 from specmask.bench.plot import protein_figure
+from specmask.bench.protein_report import HELD_OUT, KEY, UNTOUCHED, newest, report, with_structures
 from specmask.bench.recombination import RecombinationLaw
-from specmask.bench.run import Point, describe, estimate, json_line, law_points, read_points
+from specmask.bench.run import (
+    Point,
+    describe,
+    estimate,
+    json_line,
+    law_points,
+    read_points,
+    write_points,
+)
 from specmask.checks import optional_package
 from specmask.data.fasta import read_fasta
 from specmask.data.sequences import residue_encoder
@@ -45,9 +53,6 @@ from specmask.training.loop import versions
 from specmask.training.loss import draw_masks, loss_terms
 
 console = Console(stderr=True)
-UNTOUCHED, HELD_OUT = "untouched", "held-out"
-KEY = ("model", "sampler", "settings", "seed")
-"""What tells one setting's samples from another's."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,9 @@ class Proteins:
     loss_rows: int = 512
     """Held-out sequences for the two terms of the training loss, each at one random mask."""
     samples: int = 64
-    """Samples at each setting; 0 for none."""
+    """Samples at each setting; 0 for none. Settings that have fewer are drawn again."""
+    bf16: bool = False
+    """Sample with bfloat16 matrix products; the exact laws stay float32."""
     targets: tuple[float, ...] = (3, 5, 8, 14, 24)
     """NFE near which settings are sampled."""
     batch_size: int = 32
@@ -86,7 +93,7 @@ class Proteins:
     """Of samples and orders."""
     fold: int = 0
     """Samples at each setting, and held-out sequences, whose structure IgFold predicts (needs
-    igfold; about 2 s each on two cores)."""
+    igfold; about 2 s each); settings with fewer are folded again."""
     report_only: bool = False
     """Draw figure and table again from the results that are there."""
 
@@ -130,12 +137,23 @@ def measure(args: Proteins) -> None:
                 out.flush()
             for sampler in _sampled(model, mine, args):
                 about = {"model": name, **describe(sampler, args.seed)}
-                if any(p["kind"] == "samples" and about.items() <= p.items() for p in mine):
+                if any(_drawn(p, about, args) for p in mine):
                     continue
                 point = {**about, **_sample(model, sampler, sequences, law, judge, args)}
                 out.write(json_line(point))
                 out.flush()
                 console.print(_line(point), soft_wrap=True, highlight=False)
+    write_points(file, newest(read_points(file)))
+
+
+def _drawn(point: Point, about: Point, args: Proteins) -> bool:
+    """Whether the point is of as many samples as are asked for, or more, in their precision."""
+    return (
+        point["kind"] == "samples"
+        and about.items() <= point.items()
+        and point["num"] >= args.samples
+        and point["bf16"] == args.bf16
+    )
 
 
 def fold(args: Proteins) -> None:
@@ -148,7 +166,11 @@ def fold(args: Proteins) -> None:
         if p["kind"] == "samples":
             drawn.append(({key: p[key] for key in KEY}, p["sequences"][: args.fold]))
     known = [p for p in points if p["kind"] == "structure"]
-    todo = [d for d in drawn if not any(d[0].items() <= p.items() for p in known)]
+    todo = [
+        (about, sequences)
+        for about, sequences in drawn
+        if not any(about.items() <= p.items() and p["num"] >= len(sequences) for p in known)
+    ]
     if not todo:
         return
     predict = rmsd_predictor()
@@ -158,6 +180,7 @@ def fold(args: Proteins) -> None:
             point = {"kind": "structure", **about, "versions": versions(), "num": len(each)}
             out.write(json_line({**point, **_estimates("rmsd", each), "each": {"rmsd": each}}))
             out.flush()
+    write_points(file, newest(read_points(file)))
 
 
 def rmsd_predictor() -> Callable[[Sequence[str]], list[float]]:
@@ -303,9 +326,14 @@ def _sample(
     network = model.network
     lengths = [len(s) for s in sequences[: args.samples]]
     canvas = torch.full((args.samples, max(lengths)), network.mask_id)
-    out = specmask.sample(
-        model, sampler, canvas=canvas, lengths=lengths, seed=args.seed, batch_size=args.batch_size
-    )
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16):
+        out = specmask.sample(
+            *(model, sampler),
+            canvas=canvas,
+            lengths=lengths,
+            seed=args.seed,
+            batch_size=args.batch_size,
+        )
     assert out.text is not None
     pretrained, draft, head = layers(model)
     nfe = ((draft * out.trunk_passes + head * out.verify_passes) / pretrained).tolist()
@@ -314,6 +342,7 @@ def _sample(
     point: Point = {
         "kind": "samples",
         "num": args.samples,
+        "bf16": args.bf16,
         **_estimates("nfe", nfe),
         "seconds_per_sample": out.wall_seconds / args.samples,
         "unique": unique.mean,
@@ -367,136 +396,6 @@ def _line(point: Point) -> str:
     return f"{point['model']} {point['sampler']} " + " ".join(
         f"{key} {point[key]:.3f}" for key in told if key in point
     )
-
-
-# --------------------------------------------------------------------------------------- report
-
-QUALITIES = {
-    "nats": ("law", "exact nats per residue, held-out rows"),
-    "judge": ("samples", "judge's nats per residue of samples"),
-    "rmsd": ("samples", "predicted RMSD of samples, Å"),
-}
-
-
-def report(points: Sequence[Point]) -> str:
-    """Markdown: losses, cost at equal quality, and every sampled setting."""
-    factors = factor_table(factor_rows(points))
-    parts = [_loss_table(points), factors, sample_table(points)]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def with_structures(points: Sequence[Point]) -> list[Point]:
-    """The points, with what was predicted of a setting's samples among its own figures."""
-    found = {_key(p): p for p in points if p["kind"] == "structure"}
-    merged = []
-    for p in points:
-        fold = found.get(_key(p)) if p["kind"] == "samples" else None
-        if fold is not None:
-            told = {key: fold[key] for key in ("rmsd", "rmsd_se")}
-            p = {**p, **told, "each": {**p["each"], **fold["each"]}}
-        merged.append(p)
-    return merged
-
-
-def _key(point: Point) -> str:
-    return json.dumps([point.get(key) for key in KEY])
-
-
-def _loss_table(points: Sequence[Point]) -> str:
-    rows = [
-        "| model | held-out rows | draft | target | target below draft |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for p in points:
-        if p["kind"] == "loss":
-            told = " | ".join(_pm(p, key, 4) for key in ("draft", "target", "margin"))
-            rows.append(f"| {p['model']} | {p['rows']} | {told} |")
-    return "\n".join(rows) if len(rows) > 2 else ""
-
-
-def curves(points: Sequence[Point], kind: str) -> dict[tuple[str, str], list[Point]]:
-    """(model, sampler) → its points of one kind."""
-    found: dict[tuple[str, str], list[Point]] = {}
-    for p in points:
-        if p["kind"] == kind and p["sampler"] != "any-order":
-            found.setdefault((p["model"], p["sampler"]), []).append(p)
-    return found
-
-
-def factor_rows(points: Sequence[Point]) -> list[tuple[str, str, str, Factor]]:
-    """Plain NFE ÷ NFE of each self-speculative curve, wherever a plain one has its quality.
-
-    Each with what is equal, whose plain sampling it is and whose self-speculation.
-    """
-    rows = []
-    for quality, (kind, title) in QUALITIES.items():
-        family = {k: [p for p in v if quality in p] for k, v in curves(points, kind).items()}
-        for (model, sampler), ours in family.items():
-            if sampler != "speculative":
-                continue
-            for (other, rule), base in family.items():
-                if rule == "speculative":
-                    continue
-                mine = thin(frontier(ours, quality, -1), 1.4)
-                found = factors_at_equal(base, mine, quality, -1)
-                rows += [(title, other, model, factor) for factor in found]
-    return rows
-
-
-def factor_table(rows: Sequence[tuple[str, str, str, Factor]]) -> str:
-    """Markdown: `factor_rows`."""
-    lines = [
-        "| equal | plain sampling of | self-speculation of | at | its NFE | plain NFE ÷ its | "
-        "95 % interval |",
-        "|---|---|---|---:|---:|---:|---:|",
-    ]
-    for title, other, model, f in rows:
-        lines.append(
-            f"| {title} | {other} | {model} | {f.quality:.4f} | {f.nfe:.1f} | "
-            f"{f.factor:.2f} | {f.interval} |"
-        )
-    return "\n".join(lines)
-
-
-def sample_table(points: Sequence[Point]) -> str:
-    """Markdown: every sampled setting, and the data itself."""
-    columns = {
-        "nfe": ("NFE", 1),
-        "judge": ("judge, nats", 3),
-        "rmsd": ("predicted RMSD, Å", 3),
-        "substitutions": ("framework substitutions", 2),
-        "possible": ("possible", 3),
-        "law": ("law, nats", 3),
-        "unique": ("unique", 3),
-        "composition": ("composition, nats", 4),
-    }
-    samples = [p for p in points if p["kind"] == "samples"]
-    shown = {key: told for key, told in columns.items() if any(key in p for p in samples)}
-    rows = [
-        "| model | settings | " + " | ".join(name for name, _ in shown.values()) + " |",
-        "|---|---|" + "---:|" * len(shown),
-    ]
-    for p in points:
-        if p["kind"] == "structure" and p["model"] == HELD_OUT:
-            told = " | ".join(_pm(p, key, places) for key, (_, places) in shown.items())
-            rows.append(f"| {HELD_OUT} | the data itself | {told} |")
-    for p in sorted(samples, key=lambda p: (p["model"], p["sampler"], p["nfe"])):
-        s = p["settings"]
-        what = (
-            f"{s['window']}, rounds {s['rounds']}"
-            if p["sampler"] == "speculative"
-            else f"plain, {s['steps']} steps"
-        )
-        told = " | ".join(_pm(p, key, places) for key, (_, places) in shown.items())
-        rows.append(f"| {p['model']} | {what} | {told} |")
-    return "\n".join(rows)
-
-
-def _pm(point: Point, key: str, places: int) -> str:
-    value, error = point.get(key), point.get(f"{key}_se")
-    if value is None:
-        return "–"
-    return f"{value:.{places}f}" + ("" if error is None else f" ± {error:.{places}f}")
 
 
 def main(args: Proteins) -> None:

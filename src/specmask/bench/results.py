@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,10 @@ import tyro
 from rich.console import Console
 
 from specmask.bench.evidence import FIGURES, PAGE, README, ZOO, Evidence
-from specmask.bench.result_sections import README_ALT, SECTIONS, series, span, validation
+from specmask.bench.result_models import proteins, subwords, trainings
+from specmask.bench.result_quality import README_ALT, quality, second_seed, training, validation
+from specmask.bench.result_samplers import acceptance, baselines, sampler_settings, wall_clock
+from specmask.bench.result_words import series, span
 from specmask.errors import UserError, exit_code
 
 console = Console(stderr=True)
@@ -48,6 +52,23 @@ counts {trunk}/{whole} = {share:.3f} in every figure and table of `text8-small`,
 otherwise. The comparison that the paper calls fair is with a plain model of all layers, 1 NFE a
 step. ± is one standard error.
 """
+
+
+Section = Callable[[Evidence], str | None]
+SECTIONS: tuple[Section, ...] = (
+    training,
+    quality,
+    sampler_settings,
+    second_seed,
+    trainings,
+    acceptance,
+    wall_clock,
+    baselines,
+    subwords,
+    proteins,
+)
+"""The page, from top to bottom. A section returns its Markdown, or None where its results file is
+not there."""
 
 
 def build(e: Evidence) -> str:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 import specmask
 from specmask.bench.plot import loss_figure
-from specmask.bench.proteins import report
+from specmask.bench.protein_report import report
 from specmask.bench.run import Point, read_points, write_points
 from specmask.errors import exit_code
 from specmask.models.checkpoint import CARD, WEIGHTS, save
