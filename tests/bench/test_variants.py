@@ -172,10 +172,13 @@ def test_errors_of_several_seeds_are_over_seeds() -> None:
     told = []
     for seed, shift in enumerate((-0.4, -0.5, -0.6)):
         told += [*points_of(BASE, seed, 0.0, 1), *points_of("better", seed, shift, 1)]
+        told += points_of("6 + 0", seed, 0.5 if seed else -9.0, 0)
     lines = table(read(told), BASE, ("ablation",)).splitlines()
     (line,) = [line for line in lines if line.startswith("| better")]
     assert "| 3 |" in line
     assert f"-0.500 ± {0.1 / math.sqrt(3):.3f}" in line
+    cells = [c.strip() for c in line.split("|")[1:-1]]
+    assert cells[12] == "never as good, 2.00, 2.14"  # of each seed: a bit is a factor of 2
 
 
 def test_every_variant_can_be_built() -> None:

@@ -152,7 +152,7 @@ def _drawn(point: Point, about: Point, args: Proteins) -> bool:
         point["kind"] == "samples"
         and about.items() <= point.items()
         and point["num"] >= args.samples
-        and point["bf16"] == args.bf16
+        and point.get("bf16", False) == args.bf16
     )
 
 

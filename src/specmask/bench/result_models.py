@@ -53,7 +53,7 @@ what of it was kept: [experiments](experiments.md).
 
 Differences to the base in bits per character, ± the standard error of the paired difference over
 rows (over seeds where there are several); factor: NFE of 6 + 0 ÷ NFE at equal bits, with a 95 %
-bootstrap interval over rows.
+bootstrap interval over rows, or of each seed where there are several.
 
 {ablations}
 The same for choices of training:

@@ -329,8 +329,10 @@ def json_line(row: Point) -> str:
 
 
 def write_points(path: Path, points: Iterable[Point]) -> None:
-    """One JSON object a line."""
-    path.write_text("".join(json_line(point) for point in points), encoding="utf-8")
+    """One JSON object a line; a file that is there is replaced whole."""
+    scratch = path.with_name(path.name + ".partial")
+    scratch.write_text("".join(json_line(point) for point in points), encoding="utf-8")
+    scratch.replace(path)
 
 
 def read_points(path: Path) -> list[Point]:

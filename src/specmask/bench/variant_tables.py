@@ -115,25 +115,29 @@ def _difference(ones: Sequence[Trained], bases: dict[int, Trained], nfe: float, 
 
 
 def _factor(ones: Sequence[Trained], plain: dict[int, Trained], steps: int) -> str:
-    """NFE of the plain network of all blocks ÷ ours at its quality; geometric mean over seeds."""
-    logs, interval = [], ""
-    for one in ones:
-        if one.seed not in plain or one.name == PLAIN_NAME:
-            return "–"
-        theirs = [p for p in plain[one.seed].frontier if p["settings"]["steps"] == steps]
-        if not theirs:
-            return "–"
-        cost = cost_at(one.frontier, "bits", -1, theirs[0]["bits"])
-        if cost == math.inf:
-            return "never as good"
-        if cost == 0:  # its cheapest setting is better already
-            return f"above {theirs[0]['nfe'] / one.frontier[0]['nfe']:.2f}"
-        logs.append(math.log(theirs[0]["nfe"] / cost))
-        (found,) = factors_at_equal(one.frontier, theirs, "bits", -1)  # our cost ÷ plain's
-        low, high = (math.inf if f == 0 else 1 / f for f in (found.high, found.low))
-        interval = f" ({low:.2f}–{'∞' if high == math.inf else f'{high:.2f}'})"
-    value = math.exp(sum(logs) / len(logs))
-    return f"{value:.2f}{interval if len(ones) == 1 else ''}"
+    """`_factor_of` each seed; its interval where there is one seed, since seeds tell more."""
+    each = [_factor_of(one, plain, steps) for one in ones]
+    if len(each) > 1:
+        each = [told.partition(" (")[0] for told in each]
+    return "–" if "–" in each else ", ".join(each)
+
+
+def _factor_of(one: Trained, plain: dict[int, Trained], steps: int) -> str:
+    """NFE of the plain network of all blocks ÷ ours at its quality, and a bootstrap interval."""
+    if one.seed not in plain or one.name == PLAIN_NAME:
+        return "–"
+    theirs = [p for p in plain[one.seed].frontier if p["settings"]["steps"] == steps]
+    if not theirs:
+        return "–"
+    cost = cost_at(one.frontier, "bits", -1, theirs[0]["bits"])
+    if cost == math.inf:
+        return "never as good"
+    if cost == 0:  # its cheapest setting is better already
+        return f"above {theirs[0]['nfe'] / one.frontier[0]['nfe']:.2f}"
+    (found,) = factors_at_equal(one.frontier, theirs, "bits", -1)  # our cost ÷ plain's
+    low, high = (math.inf if f == 0 else 1 / f for f in (found.high, found.low))
+    interval = f"{low:.2f}–{'∞' if high == math.inf else f'{high:.2f}'}"
+    return f"{theirs[0]['nfe'] / cost:.2f} ({interval})"
 
 
 def figure(
