@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from specmask.bench import repeat
-from specmask.bench.card import factors, families, stages_of
+from specmask.bench.card import PAPER_TOKENS, factors, families, stages_of
 from specmask.bench.compare import at_cost, cost_at, frontier
 from specmask.bench.evidence import CARD, REPEATED, ZOO, Evidence, machine
 from specmask.bench.plot import evidence_figure, loss_figure
@@ -30,7 +30,7 @@ def training(e: Evidence) -> str | None:
     stages = stages_of(log)
     lengths = series([str(stage[0]["network"]["length"]) for stage in stages])
     seeds = series([str(stage[0]["config"]["seed"]) for stage in stages])
-    tokens = sum(stage[-1]["tokens"] for stage in stages) / 1e6
+    tokens = _tokens(e) / 1e6
     minutes = sum(stage[-1]["seconds"] for stage in stages) / 60
     return f"""## Two losses from one network (the paper's Figure 2)
 
@@ -45,6 +45,11 @@ seeds {seeds}: {tokens:.1f} M tokens, {minutes:.0f} minutes; its text and machin
 
 At the end: draft {validation(log, "draft")}, target {validation(log, "target")} bits per character.
 {_parting(stages)}"""
+
+
+def _tokens(e: Evidence) -> float:
+    """Characters that the shipped model has seen, in all stages."""
+    return sum(stage[-1]["tokens"] for stage in stages_of(e.points(ZOO / "log.jsonl")))
 
 
 def validation(log: Sequence[Point], name: str) -> str:
@@ -84,6 +89,11 @@ def quality(e: Evidence) -> str | None:
 {picture}
 
 {_quality_caption(e, points)}
+
+The paper's own figure is of text8 itself, another word list and a network that has seen
+{PAPER_TOKENS / 1e9:.0f} G characters, where this one saw {_tokens(e) / 1e9:.2f} G: there cosine
+windows from 0.01 to 0.083 take 80 to 21 NFE and spell 0.91 to 0.87 of the words. Other data, so
+only the two curves' distance can be compared, not their heights.
 
 **How much cheaper.** NFE of plain sampling ÷ NFE of self-speculation at the quality of one of our
 settings, with 95 % intervals of a bootstrap over samples or rows (1000 draws, our settings held
