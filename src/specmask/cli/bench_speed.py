@@ -50,6 +50,9 @@ class BenchSpeed:
     """Rows in a pass, at GPT-2's sizes."""
     gpt2_passes: int = 3
     """Trunk passes of a round at GPT-2's sizes."""
+    equal_steps: tuple[int, ...] = (22, 31)
+    """Steps of plain sampling that is as good as the setting timed, by whatever measure; the default:
+    by exact bits, and by spelling, on text8-small (docs/chooser)."""
     memory_batch: int = 16
     """Rows in a pass, for peak memory."""
     rounds: int = 5
@@ -80,6 +83,8 @@ def _measure(args: BenchSpeed, file: Path) -> None:
     check_least(1, rounds=args.rounds, gpt2_passes=args.gpt2_passes, memory_batch=args.memory_batch)
     for number in (*args.batches, *args.gpt2_batches):
         check_least(1, batches=number)
+    for number in args.equal_steps:
+        check_least(1, equal_steps=number)
     model = specmask.load(args.model or "", args.device)
     if not has_head(model.network) or not isinstance(model.network, HybridNetwork):
         raise UserError(f"{model.name} has no causal head: expected a self-speculative model")
@@ -148,7 +153,7 @@ class _Measurement:
                 [speed.later_rounds(model, batch, length, w, 4 * args.rounds) for w in widths]
             )
         if not self._has("equal quality", {}):
-            plain = [Ancestral(steps, "fixed", "linear") for steps in (37, 149)]
+            plain = [Ancestral(steps, "fixed", "linear") for steps in args.equal_steps]
             self._add([speed.equal_quality(model, batch, args.rounds, plain, args.seed)])
 
     def _has(self, kind: str, about: Point) -> bool:
