@@ -51,7 +51,7 @@ class BenchSpeed:
     gpt2_passes: int = 3
     """Trunk passes of a round at GPT-2's sizes."""
     equal_steps: tuple[int, ...] = (22, 31)
-    """Steps of plain sampling that is as good as the setting timed, by whatever measure; the default:
+    """Steps of plain sampling that is as good as the setting timed, by whatever measure; default:
     by exact bits, and by spelling, on text8-small (docs/chooser)."""
     memory_batch: int = 16
     """Rows in a pass, for peak memory."""
