@@ -302,7 +302,8 @@ def _sampled(model: Model, known: Sequence[Point], args: Proteins) -> list[Sampl
     if not args.samples:
         return []
     pretrained, draft, head = layers(model)
-    chosen = plain([round(target * pretrained / draft) for target in args.targets])
+    steps = dict.fromkeys(round(target * pretrained / draft) for target in args.targets)
+    chosen = plain([*steps])
     laws = {json.dumps(p["settings"]): p for p in known if p["kind"] == "law"}
     ours = [(s, laws.get(json.dumps(describe(s, 0)["settings"]))) for s in grid() if head]
     scored = [(s, p) for s, p in ours if p is not None]
