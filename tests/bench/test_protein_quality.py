@@ -87,8 +87,8 @@ def test_everything_is_measured_once_and_told(args: Proteins) -> None:
     file = args.out / "results.jsonl"
     first = file.read_text()
     points = read_points(file)
-    assert {p["model"] for p in points} == {UNTOUCHED, "adapted"}
-    assert {p["kind"] for p in points} == {"law", "loss", "samples"}
+    assert {p["model"] for p in points} == {UNTOUCHED, "adapted", HELD_OUT}
+    assert {p["kind"] for p in points} == {"law", "loss", "samples", HELD_OUT}
     assert all("versions" in p and "seed" in p for p in points)
     assert (args.out / "quality.png").stat().st_size > 10_000
     table = (args.out / "table.md").read_text()
@@ -206,6 +206,9 @@ def test_without_igfold_it_says_what_to_install(
 def test_bad_input(args: Proteins) -> None:
     refuse(lambda: main(replace(args, models=("adapted",))), "name=FOLDER")
     refuse(lambda: main(replace(args, rows=100)), "commonest length, 9", "--rows")
+    refuse(lambda: main(replace(args, rows=-1)), "rows=-1", "at least 0")
+    refuse(lambda: main(replace(args, targets=(0,))), "--targets has 0", "at least 1")
+    refuse(lambda: main(replace(args, report_only=True)), "holds no results", "--report-only")
 
 
 # ---------------------------------------------------------------------------------- the exact law

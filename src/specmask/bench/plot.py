@@ -211,6 +211,9 @@ def protein_figure(
                     linewidth=1.5,
                     label=f"{model}, {'plain' if sampler == 'ancestral' else 'self-speculative'}",
                 )
+        for p in points:
+            if p["kind"] == "held-out" and kind == "samples" and key in p:
+                axis.axhline(p[key], color="0.5", linestyle=":", label="held-out chains")
         axis.set_title(title, fontsize=10)
         if key == "excess" and any(p.get(key, 0) > 0 for p in points if p["kind"] == kind):
             axis.set_yscale("log")
@@ -219,7 +222,9 @@ def protein_figure(
         axis.set_ylim(bottom=0 if key in ("unique", "substitutions", "possible") else None)
         nfe_axis(axis)
         axis.set_xlabel("NFE (passes of the pretrained model)")
-    drawn = axes.flat[0].get_legend_handles_labels()
+    curves = [pair for a in axes.flat for pair in zip(*a.get_legend_handles_labels(), strict=True)]
+    by_label = {label: handle for handle, label in reversed(curves)}
+    drawn = [by_label[k] for k in sorted(by_label)], sorted(by_label)
     if len(there) < axes.size:  # where nothing is drawn there is room
         axes.flat[-1].legend(*drawn, frameon=False, loc="center")
     else:

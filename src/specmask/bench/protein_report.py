@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from specmask.bench.compare import Factor, factors_at_equal, frontier, thin
 from specmask.bench.run import Point
+from specmask.metrics.entropy import unigram_entropy
 
 UNTOUCHED, HELD_OUT = "untouched", "held-out"
 KEY = ("model", "sampler", "settings", "seed")
@@ -28,8 +29,12 @@ def report(points: Sequence[Point]) -> str:
 
 def newest(points: Sequence[Point]) -> list[Point]:
     """Without what was measured again: earlier samples of a setting, and structures of those."""
+    replaced = {
+        "samples": ("samples", "structure"),
+        HELD_OUT: (HELD_OUT,),
+        "structure": ("structure",),
+    }
     kept: list[Point] = []
-    replaced = {"samples": ("samples", "structure"), "structure": ("structure",)}
     for p in points:
         old = replaced.get(p["kind"], ())
         kept = [q for q in kept if q["kind"] not in old or key_of(q) != key_of(p)]
@@ -38,21 +43,25 @@ def newest(points: Sequence[Point]) -> list[Point]:
 
 
 def with_structures(points: Sequence[Point]) -> list[Point]:
-    """The points, with what was predicted of a setting's samples among its own figures."""
+    """The points, with entropy, and what was predicted of structures, among the figures of a
+    setting's samples and of the held-out chains."""
     found = {key_of(p): p for p in points if p["kind"] == "structure"}
     merged = []
     for p in points:
-        fold = found.get(key_of(p)) if p["kind"] == "samples" else None
-        if fold is not None:
-            told = {key: fold[key] for key in ("rmsd", "rmsd_se")}
-            p = {**p, **told, "each": {**p["each"], **fold["each"]}}
+        if p["kind"] in ("samples", HELD_OUT):
+            entropy = unigram_entropy([list(map(ord, text)) for text in p["sequences"]])
+            p = {**p, "entropy": entropy.mean, "entropy_se": entropy.standard_error}
+            fold = found.get(key_of(p))
+            if fold is not None:
+                told = {key: fold[key] for key in ("rmsd", "rmsd_se")}
+                p = {**p, **told, "each": {**p["each"], **fold["each"]}}
         merged.append(p)
     return merged
 
 
 def key_of(point: Point) -> str:
     """One setting of one model, as text."""
-    return json.dumps([point.get(key) for key in KEY])
+    return json.dumps([point.get(key) for key in KEY], sort_keys=True)
 
 
 def _loss_table(points: Sequence[Point]) -> str:
@@ -62,7 +71,8 @@ def _loss_table(points: Sequence[Point]) -> str:
     ]
     for p in points:
         if p["kind"] == "loss":
-            told = " | ".join(_pm(p, key, 4) for key in ("draft", "target", "margin"))
+            shown = ("draft", "target", "margin") if p["margin_se"] else ("draft", "", "")
+            told = " | ".join(_pm(p, key, 4) for key in shown)
             rows.append(f"| {p['model']} | {p['rows']} | {told} |")
     return "\n".join(rows) if len(rows) > 2 else ""
 
@@ -71,7 +81,7 @@ def curves(points: Sequence[Point], kind: str) -> dict[tuple[str, str], list[Poi
     """(model, sampler) → its points of one kind."""
     found: dict[tuple[str, str], list[Point]] = {}
     for p in points:
-        if p["kind"] == kind and p["sampler"] != "any-order":
+        if p["kind"] == kind and p["sampler"] != "any_order":
             found.setdefault((p["model"], p["sampler"]), []).append(p)
     return found
 
@@ -117,6 +127,7 @@ def sample_table(points: Sequence[Point]) -> str:
         "nfe": ("NFE", 1),
         "judge": ("judge, nats", 3),
         "rmsd": ("predicted RMSD, Å", 3),
+        "entropy": ("entropy, nats", 3),
         "substitutions": ("framework substitutions", 2),
         "possible": ("possible", 3),
         "law": ("law, nats", 3),
@@ -130,7 +141,7 @@ def sample_table(points: Sequence[Point]) -> str:
         "|---|---|" + "---:|" * len(shown),
     ]
     for p in points:
-        if p["kind"] == "structure" and p["model"] == HELD_OUT:
+        if p["kind"] == HELD_OUT:
             told = " | ".join(_pm(p, key, places) for key, (_, places) in shown.items())
             rows.append(f"| {HELD_OUT} | the data itself | {told} |")
     for p in sorted(samples, key=lambda p: (p["model"], p["sampler"], p["nfe"])):
@@ -138,7 +149,7 @@ def sample_table(points: Sequence[Point]) -> str:
         what = (
             f"{s['window']}, rounds {s['rounds']}"
             if p["sampler"] == "speculative"
-            else f"plain, {s['steps']} steps"
+            else f"plain, {s['steps']} steps, {s['schedule']}"
         )
         told = " | ".join(_pm(p, key, places) for key, (_, places) in shown.items())
         rows.append(f"| {p['model']} | {what} | {told} |")

@@ -9,10 +9,9 @@ run ÷ its layers, so that models with other numbers of new layers share one axi
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,18 +25,26 @@ from torch import Tensor
 
 import specmask
 from specmask.bench.plot import protein_figure
-from specmask.bench.protein_report import HELD_OUT, KEY, UNTOUCHED, newest, report, with_structures
+from specmask.bench.protein_folds import fold
+from specmask.bench.protein_report import (
+    HELD_OUT,
+    UNTOUCHED,
+    key_of,
+    newest,
+    report,
+    with_structures,
+)
 from specmask.bench.recombination import RecombinationLaw
 from specmask.bench.run import (
     Point,
     describe,
-    estimate,
+    estimates,
     json_line,
     law_points,
     read_points,
     write_points,
 )
-from specmask.checks import optional_package
+from specmask.checks import optional_package, whole
 from specmask.data.fasta import read_fasta
 from specmask.data.sequences import residue_encoder
 from specmask.errors import UserError, exit_code
@@ -98,6 +105,8 @@ class Proteins:
     """Draw figure and table again from the results that are there."""
 
 
+NEAR = 0.15
+"""How far the cost of a setting may be from a target, in its logarithm."""
 PLAIN = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96)
 
 
@@ -109,8 +118,8 @@ def grid() -> list[Sampler]:
 
 
 def plain(steps: Sequence[int]) -> list[Sampler]:
-    """Plain ancestral sampling at fixed counts, its steadier form."""
-    return [Ancestral(steps=n, counts="fixed") for n in steps]
+    """Plain ancestral sampling at fixed counts, its steadier form, by either schedule."""
+    return [Ancestral(n, "fixed", schedule) for n in steps for schedule in ("cosine", "linear")]
 
 
 # ------------------------------------------------------------------------------------- measuring
@@ -123,81 +132,55 @@ def measure(args: Proteins) -> None:
     known = read_points(file) if file.exists() else []
     sequences = [record.sequence for record in read_fasta(args.data)]
     law = None if args.chain is None else RecombinationLaw(args.chain)
-    judge = _judge(args)
-    for name, model in _models(args):
-        mine = [point for point in known if point["model"] == name]
-        with file.open("a", encoding="utf-8") as out:
-            if args.rows and not any(point["kind"] == "law" for point in mine):
-                found = _laws(model, name, sequences, law, args)
-                out.writelines(map(json_line, found))
-                out.flush()
+    judge, models = _judge(args), _models(args)
+    if args.rows:
+        rows_of_one_length(sequences, args.rows)  # refused before the work
+    with file.open("a", encoding="utf-8") as out:
+
+        def add(point: Point) -> None:
+            out.write(json_line(point))
+            out.flush()
+            known.append(point)
+
+        if args.samples and not any(
+            p["kind"] == HELD_OUT and p["num"] >= args.samples for p in known
+        ):
+            some = sequences[: args.samples]
+            add({**_held_out(len(some)), **_judged(some, sequences, law, judge, args)})
+        for name, model in models:
+            mine = [point for point in known if point["model"] == name]
+            there = {key_of(p) for p in mine if p["kind"] == "law"}
+            asked = {key_of({"model": name, **describe(s, args.seed)}): s for s in _scored(model)}
+            missing = [sampler for key, sampler in asked.items() if key not in there]
+            if args.rows and missing:
+                found = _laws(model, name, missing, sequences, law, args)
+                for point in found:
+                    add(point)
                 mine += found
-            if layers(model)[2] and not any(point["kind"] == "loss" for point in mine):
-                out.write(json_line(_loss(model, name, sequences, args)))
-                out.flush()
-            for sampler in _sampled(model, mine, args):
+            if not any(point["kind"] == "loss" for point in mine):
+                add(_loss(model, name, sequences, args))
+            for sampler in _sampled(model, name, mine, args):
                 about = {"model": name, **describe(sampler, args.seed)}
                 if any(_drawn(p, about, args) for p in mine):
                     continue
                 point = {**about, **_sample(model, sampler, sequences, law, judge, args)}
-                out.write(json_line(point))
-                out.flush()
+                add(point)
                 console.print(_line(point), soft_wrap=True, highlight=False)
-    write_points(file, newest(read_points(file)))
+
+
+def _held_out(num: int) -> Point:
+    about = {"kind": HELD_OUT, "model": HELD_OUT, "seed": None, "versions": versions()}
+    return {**about, "num": num, "each": {}}
 
 
 def _drawn(point: Point, about: Point, args: Proteins) -> bool:
     """Whether the point is of as many samples as are asked for, or more, in their precision."""
     return (
         point["kind"] == "samples"
-        and about.items() <= point.items()
+        and key_of(about) == key_of(point)
         and point["num"] >= args.samples
         and point.get("bf16", False) == args.bf16
     )
-
-
-def fold(args: Proteins) -> None:
-    """Add what IgFold says of the samples, and of as many held-out sequences."""
-    file = args.out / "results.jsonl"
-    points = read_points(file)
-    held_out = [record.sequence for record in islice(read_fasta(args.data), args.fold)]
-    drawn: list[tuple[Point, list[str]]] = [({"model": HELD_OUT, "seed": None}, held_out)]
-    for p in points:
-        if p["kind"] == "samples":
-            drawn.append(({key: p[key] for key in KEY}, p["sequences"][: args.fold]))
-    known = [p for p in points if p["kind"] == "structure"]
-    todo = [
-        (about, sequences)
-        for about, sequences in drawn
-        if not any(about.items() <= p.items() and p["num"] >= len(sequences) for p in known)
-    ]
-    if not todo:
-        return
-    predict = rmsd_predictor()
-    with Progress(console=console) as bar, file.open("a", encoding="utf-8") as out:
-        for about, sequences in bar.track(todo, description="folding"):
-            each = predict(sequences)
-            point = {"kind": "structure", **about, "versions": versions(), "num": len(each)}
-            out.write(json_line({**point, **_estimates("rmsd", each), "each": {"rmsd": each}}))
-            out.flush()
-    write_points(file, newest(read_points(file)))
-
-
-def rmsd_predictor() -> Callable[[Sequence[str]], list[float]]:
-    """IgFold's prediction of its own error on heavy chains, Å: the mean over residues.
-
-    One network of its ensemble of four: the ensemble takes the surest answer of the four, at four
-    times the cost. Ruffolo et al., *Nature Communications* 14, 2023.
-    """
-    library = optional_package("igfold", "predicting structures needs", extra=None)
-    runner = library.IgFoldRunner(num_models=1, verbose=False)
-
-    def predict(sequences: Sequence[str]) -> list[float]:
-        folded = runner.predict([{"H": sequence} for sequence in sequences])
-        # (1, residues, 4 atoms of the backbone)
-        return [float(fold.prmsd.square().mean(dim=-1).sqrt().mean()) for fold in folded]
-
-    return predict
 
 
 def _models(args: Proteins) -> list[tuple[str, Model]]:
@@ -241,21 +224,28 @@ def _loss(model: Model, name: str, sequences: Sequence[str], args: Proteins) -> 
         "rows": len(found),
         "seed": args.seed,
         "versions": versions(),
-        **_estimates("draft", draft),
-        **_estimates("target", target),
-        **_estimates("margin", [a - b for a, b in found]),
+        **estimates("draft", draft),
+        **estimates("target", target),
+        **estimates("margin", [a - b for a, b in found]),
     }
 
 
+def _scored(model: Model) -> list[Sampler]:
+    """Every setting whose exact law is measured."""
+    return [*plain(PLAIN), AnyOrder(), *(grid() if layers(model)[2] else ())]
+
+
 def _laws(
-    model: Model, name: str, sequences: Sequence[str], law: RecombinationLaw | None, args: Proteins
+    model: Model,
+    name: str,
+    samplers: Sequence[Sampler],
+    sequences: Sequence[str],
+    law: RecombinationLaw | None,
+    args: Proteins,
 ) -> list[Point]:
     rows = rows_of_one_length(sequences, args.rows)
     tokens = _ids(model, rows)
-    samplers = [*plain(PLAIN), AnyOrder()]
     pretrained, draft, head = layers(model)
-    if head:
-        samplers += grid()
     with Progress(console=console) as bar:
         task = bar.add_task(f"laws of {name}")
         points = law_points(
@@ -270,11 +260,11 @@ def _laws(
         nats = [bits * math.log(2) for bits in each["bits"]]
         nfe = [value * unit for value in each["nfe"]]
         point.pop("bits"), point.pop("bits_se"), point.pop("nfe_se")
-        point |= {"model": name, "length": tokens.shape[1], "nfe": _mean(nfe)}
-        point |= _estimates("nats", nats) | {"each": {"nats": nats, "nfe": nfe}}
+        point |= {"model": name, "length": tokens.shape[1], "nfe": math.fsum(nfe) / len(nfe)}
+        point |= estimates("nats", nats) | {"each": {"nats": nats, "nfe": nfe}}
         if floor:
             excess = [a - b for a, b in zip(nats, floor, strict=True)]
-            point |= _estimates("excess", excess)
+            point |= estimates("excess", excess)
             point["each"]["excess"] = excess
     return points
 
@@ -297,23 +287,29 @@ def _ids(model: Model, sequences: Sequence[str]) -> Tensor:
     )
 
 
-def _sampled(model: Model, known: Sequence[Point], args: Proteins) -> list[Sampler]:
-    """Settings to draw from: plain at the targets' cost, ours of the fewest nats within 15 %."""
+def _sampled(model: Model, name: str, known: Sequence[Point], args: Proteins) -> list[Sampler]:
+    """Settings to draw from, of the fewest nats by their exact law: at the targets' cost, plain
+    sampling by the better schedule, and self-speculation within 15 %."""
     if not args.samples:
         return []
-    pretrained, draft, head = layers(model)
-    steps = dict.fromkeys(round(target * pretrained / draft) for target in args.targets)
-    chosen = plain([*steps])
-    laws = {json.dumps(p["settings"]): p for p in known if p["kind"] == "law"}
-    ours = [(s, laws.get(json.dumps(describe(s, 0)["settings"]))) for s in grid() if head]
-    scored = [(s, p) for s, p in ours if p is not None]
+    pretrained, draft, _ = layers(model)
+    nats = {key_of(p): p["nats"] for p in known if p["kind"] == "law"}
+    costs = {key_of(p): p["nfe"] for p in known if p["kind"] == "law"}
+
+    def key(sampler: Sampler) -> str:
+        return key_of({"model": name, **describe(sampler, args.seed)})
+
+    chosen: list[Sampler] = []
     for target in args.targets:
-        near = [(s, p) for s, p in scored if abs(math.log(p["nfe"] / target)) < 0.15]
+        pair = plain([round(target * pretrained / draft)])
+        chosen.append(min(pair, key=lambda s: nats.get(key(s), 0.0)))
+    for target in args.targets:
+        near = [
+            s for s in grid() if key(s) in nats and abs(math.log(costs[key(s)] / target)) < NEAR
+        ]
         if near:
-            best = min(near, key=lambda pair: pair[1]["nats"])[0]
-            if best not in chosen:
-                chosen.append(best)
-    return chosen
+            chosen.append(min(near, key=lambda s: nats[key(s)]))
+    return list({key(s): s for s in chosen}.values())
 
 
 def _sample(
@@ -338,35 +334,50 @@ def _sample(
     assert out.text is not None
     pretrained, draft, head = layers(model)
     nfe = ((draft * out.trunk_passes + head * out.verify_passes) / pretrained).tolist()
-    unique = unique_fraction(out.text)
-    far = composition_divergence(out.text, composition(sequences).tolist())
-    point: Point = {
+    judged = _judged(out.text, sequences, law, judge, args)
+    return {
         "kind": "samples",
         "num": args.samples,
         "bf16": args.bf16,
-        **_estimates("nfe", nfe),
+        **estimates("nfe", nfe),
         "seconds_per_sample": out.wall_seconds / args.samples,
+        **judged,
+        "each": {"nfe": nfe, **judged["each"]},
+    }
+
+
+def _judged(
+    texts: Sequence[str],
+    sequences: Sequence[str],
+    law: RecombinationLaw | None,
+    judge: tuple[Any, Any] | None,
+    args: Proteins,
+) -> Point:
+    """What chains are worth, drawn or held out; `sequences` are all that are held out."""
+    unique = unique_fraction(texts)
+    far = composition_divergence(texts, composition(sequences).tolist())
+    point: Point = {
         "unique": unique.mean,
         "unique_se": unique.standard_error,
         "composition": far.mean,
         "composition_se": far.standard_error,
-        "each": {"nfe": nfe},
-        "sequences": out.text,
+        "each": {},
+        "sequences": list(texts),
     }
     if judge is not None:
         encode = residue_encoder()
-        rows = [encode(text).tolist() for text in out.text]
-        report = generative_perplexity(out.text, rows, *judge, prompt=args.prompt)
-        point |= _estimates("judge", report.texts_nll)
+        rows = [encode(text).tolist() for text in texts]
+        report = generative_perplexity(texts, rows, *judge, prompt=args.prompt)
+        point |= estimates("judge", report.texts_nll)
         point["each"]["judge"] = list(report.texts_nll)
     if law is not None:
-        logs = [law.log_prob(text) for text in out.text]
+        logs = [law.log_prob(text) for text in texts]
         possible = [
-            -value / len(t) for value, t in zip(logs, out.text, strict=True) if value > -math.inf
+            -value / len(t) for value, t in zip(logs, texts, strict=True) if value > -math.inf
         ]
-        point |= _estimates("possible", [float(value > -math.inf) for value in logs])
-        point |= _estimates("law", possible)
-        point |= _estimates("substitutions", [float(law.substitutions(t)) for t in out.text])
+        point |= estimates("possible", [float(value > -math.inf) for value in logs])
+        point |= estimates("law", possible)
+        point |= estimates("substitutions", [float(law.substitutions(t)) for t in texts])
     return point
 
 
@@ -380,18 +391,6 @@ def _judge(args: Proteins) -> tuple[Any, Any] | None:
     return library.AutoModelForCausalLM.from_pretrained(args.judge).eval(), vocabulary.tokenizer
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _estimates(name: str, values: Sequence[float]) -> dict[str, float]:
-    """A mean and its standard error under their names; NaN where there is nothing."""
-    if not values:
-        return {name: math.nan, f"{name}_se": math.nan}
-    mean, error = estimate(torch.tensor(values, dtype=torch.float64))
-    return {name: mean, f"{name}_se": error}
-
-
 def _line(point: Point) -> str:
     told = ("nfe", "judge", "substitutions", "unique", "seconds_per_sample")
     return f"{point['model']} {point['sampler']} " + " ".join(
@@ -401,14 +400,32 @@ def _line(point: Point) -> str:
 
 def main(args: Proteins) -> None:
     """`python -m specmask.bench.proteins`."""
+    _check(args)
+    file = args.out / "results.jsonl"
     if not args.report_only:
         measure(args)
-    if args.fold:
-        fold(args)
-    points = with_structures(read_points(args.out / "results.jsonl"))
+    if args.fold and file.exists():
+        held_out = [record.sequence for record in islice(read_fasta(args.data), args.fold)]
+        fold(file, held_out, args.fold, console)
+    points = newest(read_points(file)) if file.exists() else []
+    if not points:
+        raise UserError(f"{file} holds no results: run without --report-only first")
+    write_points(file, points)
+    points = with_structures(points)
     (args.out / "table.md").write_text(report(points), encoding="utf-8")
     protein_figure(args.out / "quality.png", points)
     console.print(f"{args.out}: results.jsonl, table.md, quality.png")
+
+
+def _check(args: Proteins) -> None:
+    """Refuse settings that nothing can be measured with."""
+    for name in ("rows", "samples", "fold"):
+        whole(name, getattr(args, name), 0)
+    for name in ("loss_rows", "batch_size"):
+        whole(name, getattr(args, name), 1)
+    for target in args.targets:
+        if target < 1:
+            raise UserError(f"--targets has {target}: expected NFE of at least 1")
 
 
 if __name__ == "__main__":

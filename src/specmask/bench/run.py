@@ -317,12 +317,22 @@ def _rounded(values: Tensor) -> list[float]:
     return [round(value, 5) for value in values.tolist()]
 
 
+def estimates(name: str, values: Sequence[float]) -> dict[str, float]:
+    """A mean and its standard error under their names; NaN where there is nothing."""
+    if not values:
+        return {name: math.nan, f"{name}_se": math.nan}
+    mean, error = estimate(torch.tensor(values, dtype=torch.float64))
+    return {name: mean, f"{name}_se": error}
+
+
 def json_line(row: Point) -> str:
     """One line of JSON; a number that is not finite, which JSON has no word for, becomes null."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: finite(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(one) for one in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(finite(row), ensure_ascii=False) + "\n"
