@@ -28,11 +28,17 @@ def test_modes_are_measured(tmp_path: Path) -> None:
 
 def test_ratios_are_within_a_round() -> None:
     """The machine is twice as slow in the second round, which no ratio shows."""
-    plain = {"mode": "float32", "bits": {"draft": 2.0, "target": 1.0}}
+    plain = {
+        "mode": "float32",
+        "model": "m",
+        "weights": "0123456789",
+        "bits": {"draft": 2.0, "target": 1.0},
+    }
     other = {"mode": "int8", "bits": {"draft": 2.5, "target": 0.75}}
     plain["seconds"], other["seconds"] = (
         {"trunk of 4": [1.0, 2.0, 1.0]},
         {"trunk of 4": [0.5, 1.0, 0.8]},
     )
-    last = table([plain, other]).splitlines()[-1]
+    first, *_, last = table([plain, other]).splitlines()
+    assert first == "Model: m (weights 01234567)."
     assert last == "| int8 | 2.5000 (+0.5000) | 0.7500 (-0.2500) | 0.50 (0.50–0.80) |"

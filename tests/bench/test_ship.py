@@ -10,7 +10,8 @@ import torch
 
 import specmask
 from oracle import tiny_network
-from specmask.bench.ship import _weights
+from refusal import refuse
+from specmask.bench.ship import Ship, _weights, ship
 from specmask.models.hybrid import build
 
 
@@ -34,3 +35,11 @@ def test_a_network_without_a_head_is_refused(tmp_path: Path) -> None:
 def test_a_run_with_nothing_in_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(specmask.UserError, match="no checkpoint"):
         _weights(tmp_path / "run", tmp_path / "zoo")
+
+
+def test_wrong_settings_are_refused_before_work(tmp_path: Path) -> None:
+    args = Ship(tmp_path / "run", data=tmp_path / "no.txt", folder=tmp_path / "model")
+    refuse(lambda: ship(replace(args, targets=(8, 0))), "--targets has 0", "at least 1")
+    refuse(lambda: ship(replace(args, rows=0)), "rows=0", "at least 1")
+    refuse(lambda: ship(replace(args, run=None)), "no RUN", "--card-only")
+    refuse(lambda: ship(replace(args, card_only=True)), "results.jsonl", "measured")

@@ -55,6 +55,9 @@ def test_what_is_there_is_not_trained_again(
     variants(args)
     variants(replace(args, table_only=True, data=None))
     assert path.read_bytes() == before
+    for other, named in ((replace(args, steps=4), "steps 3"), (replace(args, rows=5), "rows 4")):
+        with pytest.raises(UserError, match=f"{named}, and . is asked for: name another folder"):
+            variants(other)
     assert {f.name: f.read_bytes() for f in args.out.iterdir() if f.suffix == ".md"} == pages
 
 
@@ -114,6 +117,14 @@ def test_bad_input_is_refused_before_work(args: Variants) -> None:
     with pytest.raises(UserError, match="--data is needed"):
         variants(replace(args, data=None))
     with pytest.raises(UserError, match="run without --table-only"):
+        variants(replace(args, table_only=True))
+    with pytest.raises(UserError, match="rows=0"):
+        variants(replace(args, rows=0))
+    with pytest.raises(UserError, match="steps=0"):
+        variants(replace(args, steps=0))
+    args.out.mkdir(exist_ok=True)
+    (args.out / "results.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"no law of 5 \+ 1"):
         variants(replace(args, table_only=True))
 
 
@@ -177,6 +188,10 @@ def test_errors_of_several_seeds_are_over_seeds() -> None:
     (line,) = [line for line in lines if line.startswith("| better")]
     assert "| 3 |" in line
     assert f"-0.500 ± {0.1 / math.sqrt(3):.3f}" in line
+    (own,) = [line for line in lines if line.startswith(f"| {BASE}")]
+    assert (
+        "3.000 ± 0.100" in own
+    )  # its rows are the same for every seed: more seeds do not tell more
     cells = [c.strip() for c in line.split("|")[1:-1]]
     assert cells[12] == "never as good, 2.00, 2.14"  # of each seed: a bit is a factor of 2
 

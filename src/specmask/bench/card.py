@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def sample_table(points: Sequence[Point]) -> str:
         what = (
             f"{s['window']}, rounds {s['rounds']}, first {s['first']}"
             if p["sampler"] == "speculative"
-            else f"{s['steps']} steps, {s['counts']} counts"
+            else f"{s['steps']} steps, {s['counts']} counts, {s['schedule']}"
         )
         rows.append(
             f"| {p['sampler']} | {what} | {p['nfe']:.1f} ± {p['nfe_se']:.1f} | "
@@ -47,7 +48,7 @@ def law_table(points: Sequence[Point]) -> str:
     for plain in (True, False):
         for p in thin(frontier([p for p in laws if p["plain"] is plain], "bits", -1)):
             s = p["settings"]
-            names = ("window", "rounds", "first", "steps", "source")
+            names = ("window", "rounds", "first", "steps", "schedule", "source")
             what = ", ".join(f"{name} {s[name]}" for name in names if name in s)
             bits = f"{p['bits']:.4f} ± {p['bits_se']:.4f}"
             rows.append(f"| {p['sampler']} | {what} | {p['nfe']:.1f} | {bits} |")
@@ -97,6 +98,25 @@ def equals(points: Sequence[Point]) -> list[Equal]:
     return found
 
 
+# Plain sampling, from its usual form to the one that is tuned most.
+_PLAIN: dict[str, Callable[[Point], bool]] = {
+    "cosine schedule": lambda p: p["settings"].get("schedule") == "cosine",
+    "linear schedule": lambda p: p["settings"].get("schedule") == "linear",
+    "optimal cuts": lambda p: p["sampler"] == "optimal",
+}
+
+
+def plain_factors(points: Sequence[Point]) -> dict[str, dict[float, Factor]]:
+    """Kind of plain sampling → our NFE → the factor at equal exact bits there."""
+    laws = [p for p in points if p["kind"] == "law"]
+    ours = thin(frontier([p for p in laws if p["sampler"] == "speculative"], "bits", -1), 1.3)
+    found = {}
+    for name, is_of in _PLAIN.items():
+        base = [p for p in laws if p["sampler"] in ("ancestral", "optimal") and is_of(p)]
+        found[name] = {f.nfe: f for f in factors_at_equal(base, ours, "bits", -1)}
+    return found
+
+
 def factors(found: Sequence[Equal], share: float | None = None) -> str:
     """Markdown: plain cost over ours at equal quality, wherever the two curves overlap.
 
@@ -129,7 +149,7 @@ def factors(found: Sequence[Equal], share: float | None = None) -> str:
 
 
 def first_rule(points: Sequence[Point]) -> str:
-    """Whether first="accept" or "verify" has the lower bits at equal window, rounds and cost."""
+    """What the best settings of first="verify" cost, of that of "accept", at equal bits."""
     laws = [p for p in points if p["kind"] == "law" and p["sampler"] == "speculative"]
     curves = {
         rule: frontier([p for p in laws if p["settings"]["first"] == rule], "bits", -1)
@@ -140,7 +160,7 @@ def first_rule(points: Sequence[Point]) -> str:
         return "The two first-rank rules have no quality in common on this grid."
     return (
         'At equal bits per character `first="verify"` needs '
-        f'{ratios[len(ratios) // 2]:.3f} × the NFE of `first="accept"` (median over '
+        f'{statistics.median(ratios):.3f} × the NFE of `first="accept"` (median over '
         f"{len(ratios)} qualities, {ratios[0]:.3f} to {ratios[-1]:.3f})."
     )
 
@@ -191,11 +211,12 @@ Validation at the end (averaged weights, {eval_rows} rows): draft {draft_bits:.3
 ## Measured
 
 NFE counts passes of the whole network, (L_nc·trunk + L_c·verify)/(L_nc + L_c); a plain step runs
-the trunk only and counts {share:.3f}. {samples} samples a setting{precision};
-± is one standard error. Spelling accuracy: share of the words of a sample that occur in the
-training text, words that the two edges may have cut left out. {heldout} held-out rows under one
-random order each give the exact laws. Factors: the paper's comparison on the same network, at each
-quality that both curves reach, with a bootstrap interval over rows or samples.
+the trunk only and counts {share:.3f}. Plain sampling is by the better of two schedules, cosine and
+linear. {samples} samples a setting{precision}; ± is one standard error. Spelling accuracy: share of
+the words of a sample that occur in the training text, words that the two edges may have cut left
+out. {heldout} held-out rows under one random order each give the exact laws. Factors: the paper's
+comparison on the same network, at each quality that both curves reach, with a bootstrap interval
+over rows or samples.
 
 ![quality against cost](quality.png)
 
@@ -209,8 +230,8 @@ Exact laws, best settings at rising cost ({grid} self-speculative settings score
 
 {law_table}
 
-Made by `python -m specmask.bench.ship RUN --data FILE` from results.jsonl and log.jsonl in this
-folder; `--card-only` draws figures and card again from them.
+Made by `python -m specmask.bench.ship RUN --data FILE{options}`; with `--card-only` it draws
+figures and card again, from results.jsonl and log.jsonl in this folder alone.
 
 ## Licence
 
@@ -218,10 +239,9 @@ Weights: Apache-2.0. Word list: the words that occur in the training text.
 """
 
 
-def card(
-    folder: Path, points: Sequence[Point], log: Sequence[dict[str, Any]], data: str, note: str
-) -> str:
+def card(folder: Path, points: Sequence[Point], log: Sequence[dict[str, Any]]) -> str:
     """The model card, every figure from the results and the log."""
+    run = next(p for p in points if p["kind"] == "run")
     network = specmask.load(folder).network
     assert isinstance(network, specmask.HybridTransformer)
     stages = stages_of(log)
@@ -235,8 +255,8 @@ def card(
         tokens=tokens / 1e6,
         share_seen=100 * tokens / PAPER_TOKENS,
         paper_tokens=PAPER_TOKENS / 1e9,
-        data=data,
-        note=note,
+        data=run["data"],
+        note=run["note"],
         training="\n".join(_stage_line(n, stage) for n, stage in enumerate(stages, 1)),
         eval_rows=stages[-1][0]["config"]["eval_rows"],
         draft_bits=held_out["draft_bits"],
@@ -249,6 +269,7 @@ def card(
         first=first_rule(points),
         sample_table=sample_table(points),
         law_table=law_table(points),
+        options=" --bf16" if samples["bf16"] else "",
         grid=len(families(points, "law")[1]),
     )
 

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 import specmask
-from specmask.bench.card import Equal, equals
+from specmask.bench.card import Equal, equals, plain_factors
+from specmask.bench.compare import Factor
 from specmask.bench.run import Point, fingerprint, read_points
 
 ZOO = Path("src/specmask/zoo/text8-small")
@@ -36,6 +37,11 @@ class Evidence:
     def equals(self) -> list[Equal]:
         """Plain cost over ours on the shipped character model, wherever the curves overlap."""
         return equals(self.points(ZOO / "results.jsonl"))
+
+    @cached_property
+    def plain_factors(self) -> dict[str, dict[float, Factor]]:
+        """Kind of plain sampling → our NFE → plain cost over ours at equal exact bits."""
+        return plain_factors(self.points(CHOOSER))
 
     def points(self, path: Path) -> list[Point]:
         """The points of a file; none where there is no such file."""
@@ -75,4 +81,5 @@ class Evidence:
 def machine(run: Point) -> str:
     """In words."""
     found = run["machine"]
-    return f"{found['system']} {found['device']}, {found['threads']} threads"
+    count = found["threads"]
+    return f"{found['system']} {found['device']}, {count} thread{'' if count == 1 else 's'}"

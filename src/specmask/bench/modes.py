@@ -22,7 +22,7 @@ from torch import Tensor
 
 import specmask
 from specmask.bench.benchmark import machine
-from specmask.bench.run import Point, read_points, write_points
+from specmask.bench.run import Point, fingerprint, read_points, write_points
 from specmask.bench.tables import markdown
 from specmask.checks import whole
 from specmask.errors import exit_code
@@ -115,7 +115,12 @@ def measure(args: Modes) -> list[Point]:
     plain = specmask.load(args.model, args.device)
     out = specmask.sample(plain, num=args.rows, length=args.length, seed=args.seed)
     blank = torch.full_like(out.tokens[:1], plain.network.mask_id)
-    about = {"model": plain.name, "rows": args.rows, "length": out.tokens.shape[1]}
+    about = {
+        "model": plain.name,
+        "weights": fingerprint(plain.network),
+        "rows": args.rows,
+        "length": out.tokens.shape[1],
+    }
     about |= {"seed": args.seed, "window": args.window}
     about |= {"versions": versions(), "machine": machine()}
     points: list[Point] = [
@@ -149,7 +154,8 @@ def table(points: Sequence[Point]) -> str:
             told.append(f"{middle:.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
         rows.append((p["mode"], *told))
     header = ("mode", "draft bits", "target bits", *(f"{n} ÷ plain" for n in batches))
-    return markdown(header, rows)
+    about = f"Model: {first['model']} (weights {first['weights'][:8]})."
+    return f"{about}\n\n{markdown(header, rows)}"
 
 
 def main(args: Modes) -> None:

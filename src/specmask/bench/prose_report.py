@@ -153,7 +153,12 @@ def _budget_table(points: Sequence[Point]) -> str:
 _LN2 = math.log(2)
 _QUALITIES = (
     ("bits", "law", "exact nats per token", lambda bits: f"{bits * _LN2:.3f}"),
-    ("judge", "samples", "perplexity of the judge", lambda nats: f"{math.exp(nats):.0f}"),
+    (
+        "judge",
+        "samples",
+        "e to the judge's mean nats of a text",
+        lambda nats: f"{math.exp(nats):.0f}",
+    ),
 )
 
 

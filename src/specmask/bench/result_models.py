@@ -25,9 +25,10 @@ def trainings(e: Evidence) -> str | None:
     """What of network and training matters, each variant trained anew."""
     points = e.points(EXPERIMENTS)
     trained = variant_tables.read(points)
-    if not trained:
+    base = [one for one in trained if one.name == variant_tables.BASE]
+    if not base:
         return None
-    about = trained[0].about
+    about = base[0].about
     config, network = about["train"], about["network"]
     law = next(p for p in points if p["kind"] == "law")
     picture = e.figure(
@@ -52,8 +53,8 @@ fair. Made by `python -m specmask.bench.variants docs/experiments --data FILE`; 
 what of it was kept: [experiments](experiments.md).
 
 Differences to the base in bits per character, ± the standard error of the paired difference over
-rows (over seeds where there are several); factor: NFE of 6 + 0 ÷ NFE at equal bits, with a 95 %
-bootstrap interval over rows, or of each seed where there are several.
+rows, with that over seeds beside it where there are several; factor: NFE of 6 + 0 ÷ NFE at equal
+bits, with a 95 % bootstrap interval over rows, or of each seed where there are several.
 
 {ablations}
 The same for choices of training:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from specmask.bench import repeat
 from specmask.bench.card import PAPER_TOKENS, factors, families, stages_of
-from specmask.bench.compare import at_cost, cost_at, frontier
-from specmask.bench.evidence import CARD, REPEATED, ZOO, Evidence, machine
+from specmask.bench.compare import Factor, at_cost, cost_at, frontier
+from specmask.bench.evidence import CARD, CHOOSER, REPEATED, ZOO, Evidence, machine
 from specmask.bench.plot import evidence_figure, loss_figure
 from specmask.bench.result_words import LOW, below, series, span
 from specmask.bench.run import Point
@@ -95,21 +95,22 @@ The paper's own figure is of text8 itself, another word list and a network that 
 windows from 0.01 to 0.083 take 80 to 21 NFE and spell 0.91 to 0.87 of the words. Other data, so
 only the two curves' distance can be compared, not their heights.
 
-**How much cheaper.** NFE of plain sampling ÷ NFE of self-speculation at the quality of one of our
-settings, with 95 % intervals of a bootstrap over samples or rows (1000 draws, our settings held
-fixed). The last column counts a plain step as 1 pass. That is what the trunk's quality would cost
-at the price of a plain model of all {trunk + head} layers; such a model, with as many layers to
-draft with, might be better than this trunk of {trunk}, and is not in these files.
+**How much cheaper.** NFE of plain sampling, by the better of a cosine and a linear schedule, ÷ NFE
+of self-speculation at the quality of one of our settings, with 95 % intervals of a bootstrap over
+samples or rows (1000 draws, our settings held fixed). The last column counts a plain step as 1
+pass. That is what the trunk's quality would cost at the price of a plain model of all
+{trunk + head} layers; such a model, with as many layers to draft with, might be better than this
+trunk of {trunk}, and is not in these files.
 
 {factors(e.equals, e.share())}
 
 In this table: {below(LOW, low)}
 
-**At equal entropy too.** Each sampled setting of ours beside plain sampling at the cost at which it
-spells as well, both on straight lines between measured settings in log NFE. A factor counts if the
-entropies there differ by no more than two standard errors, which are those of the samples; how sure
-the cost is, the table above says. Where plain sampling never spells as well, by the
-measured means, its best setting is compared.
+{schedules(e)}**At equal entropy too.** Each sampled setting of ours beside plain
+sampling at the cost at which it spells as well, both on straight lines between measured settings in
+log NFE. A factor counts if the entropies there differ by no more than two standard errors, which
+are those of the samples; how sure the cost is, the first table says. Where plain sampling never
+spells as well, by the measured means, its best setting is compared.
 
 {entropy_table(points)}"""
 
@@ -139,6 +140,31 @@ share. A plain step counts {trunk}/{trunk + head} NFE in this figure, since it r
 the trunk alone. Made by `python -m specmask.bench.ship RUN --data FILE`, torch
 {law["versions"]["torch"]}; the data are the last 5 % of the model's text, see its
 [card]({CARD})."""
+
+
+def schedules(e: Evidence) -> str:
+    """Against which plain sampling: the factors of each kind of it."""
+    found, points = e.plain_factors, e.points(CHOOSER)
+    every = {nfe: f.quality for each in found.values() for nfe, f in each.items()}
+    rows = [
+        (f"{nfe:.1f}", f"{every[nfe]:.4f}", *(_factor(each.get(nfe)) for each in found.values()))
+        for nfe in sorted(every)
+    ]
+    if not rows:
+        return ""
+    law = next(p for p in points if p["kind"] == "law")
+    return f"""**Which plain sampling.** Above, plain sampling may choose between two schedules.
+Here is each by itself, and plain sampling whose cuts are optimised for this model (`Optimal`; its
+profile was measured on other rows), on {law["rows"]} other held-out rows, seed {points[0]["seed"]},
+on {e.weights(points[0])}, by `specmask bench` ([which sampler](choose-a-sampler.md)); plain NFE ÷
+ours at equal exact bits:
+
+{markdown(("our NFE", "bits per character", *found), rows)}
+"""
+
+
+def _factor(f: Factor | None) -> str:
+    return "–" if f is None else f"{f.factor:.2f} ({f.interval})"
 
 
 def entropy_table(points: Sequence[Point]) -> str:
@@ -196,5 +222,21 @@ The settings of up to {max(one["nfe"] for one, _ in both):.0f} NFE of the first 
 {machine(again[0])}. How far two runs lie apart is in standard errors of
 their difference; if the errors are right its square is one on average. Sums of squares:
 {series(sums)}. Made by `python -m specmask.bench.repeat text8-small`.
-
+{_apart(e, both)}
 {repeat.table(both, told)}"""
+
+
+def _apart(e: Evidence, both: Sequence[tuple[Point, Point]]) -> str:
+    """Where the two seeds' spelling is furthest apart, what of the factors is owed to that."""
+    if repeat.tally(both, "spelling")[2] > 0.05:
+        return ""
+    plain = families(e.points(ZOO / "results.jsonl"), "samples")[0]
+    one, other = max(both, key=lambda ab: abs(repeat.deviation(ab[0], ab[1], "spelling")))
+    factors = [
+        f"{cost_at(plain, 'spelling', 1, p['spelling']) / one['nfe']:.2f}" for p in (one, other)
+    ]
+    return f"""
+That is more than the errors explain: at {told(one)} the first seed spells {one["spelling"]:.4f},
+the second {other["spelling"]:.4f}. With the one plain sampling needs {factors[0]} times our passes
+there, with the other {factors[1]}.
+"""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def restricted(ablated: Iterable[Mapping[str, Sequence[Point]]]) -> str:
             ratios = sorted(cost_ratios(some, free, "bits", -1))
             dearer = "–"
             if ratios:
-                dearer = f"{ratios[len(ratios) // 2]:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+                dearer = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
             ends = [f"{p['bits']:.4f} at {p['nfe']:.1f}" for p in frontier(some, "bits", -1)]
             rows.append((label, dearer, f"{len(ratios)} of {of}", ends[0], ends[-1]))
     header = (

@@ -20,10 +20,18 @@ from rich.console import Console
 from rich.progress import Progress, track
 
 import specmask
+from specmask.bench.benchmark import machine
 from specmask.bench.card import card
 from specmask.bench.plot import loss_figure, quality_figure
-from specmask.bench.run import Point, law_points, read_points, sample_point, write_points
-from specmask.checks import check_device
+from specmask.bench.run import (
+    Point,
+    fingerprint,
+    law_points,
+    read_points,
+    sample_point,
+    write_points,
+)
+from specmask.checks import check_device, check_seed, whole
 from specmask.data.batches import windows
 from specmask.data.corpora import load_corpus
 from specmask.data.tokenizers import decode
@@ -35,6 +43,7 @@ from specmask.models.zoo import WORDS
 from specmask.samplers import Ancestral, AnyOrder, Sampler, Speculative
 from specmask.training.checkpoints import newest
 from specmask.training.export import export
+from specmask.training.loop import versions
 
 console = Console(stderr=True)
 ZOO_FOLDER = Path(__file__).parents[1] / "zoo" / "text8-small"
@@ -44,7 +53,7 @@ ZOO_FOLDER = Path(__file__).parents[1] / "zoo" / "text8-small"
 class Ship:
     """Measure the model of a run and put it where `specmask.load("text8-small")` finds it."""
 
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[Path | None] = None
     """Folder of a training run of a hybrid network: its newest whole checkpoint, or, where it has
     none at all, its model."""
     earlier: tuple[Path, ...] = ()
@@ -68,9 +77,9 @@ class Ship:
     seed: int = 0
     """Of samples and orders."""
     note: str = ""
-    """What else the card should say about the training, in Markdown."""
+    """What else the card should say about training and measuring, in Markdown."""
     card_only: bool = False
-    """Draw figures and card again from the results that are there; RUN's log is read."""
+    """Draw figures and card again from the results that are there, nothing else is needed."""
 
 
 def grid() -> list[Speculative]:
@@ -88,24 +97,33 @@ def grid() -> list[Speculative]:
 PLAIN_STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 
 
+def plain(steps: int) -> list[Ancestral]:
+    """Plain sampling in so many steps at fixed counts, its steadier form, by either schedule."""
+    return [Ancestral(steps, "fixed", schedule) for schedule in ("cosine", "linear")]
+
+
 def measure(model: Model, args: Ship, text: str, tokens: torch.Tensor) -> list[Point]:
     """Exact laws of the whole grid, then samples at the settings nearest the targets.
 
-    Plain steps are chosen so that they cost the targets; among self-speculative settings the one
-    with the fewest bits per character within 15 % of a target, or else the nearest, is sampled.
+    Plain steps are chosen so that they cost the targets, and of the two schedules the one with
+    fewer bits per character; among self-speculative settings the one with the fewest bits within
+    15 % of a target, or else the nearest, is sampled.
     """
     words = vocabulary(text)
-    ours, plain = grid(), [Ancestral(steps=n, counts="fixed") for n in PLAIN_STEPS]
-    samplers: list[Sampler] = [*ours, *plain, AnyOrder(), AnyOrder(source="target")]
+    share = model.network.trunk_layers / (model.network.trunk_layers + model.network.head_layers)
+    aimed = [round(nfe / share) for nfe in args.targets]
+    ours = grid()
+    theirs = [one for steps in sorted({*PLAIN_STEPS, *aimed}) for one in plain(steps)]
+    samplers: list[Sampler] = [*ours, *theirs, AnyOrder(), AnyOrder(source="target")]
     with Progress(console=console) as bar:
         task = bar.add_task("laws")
         laws = law_points(
             *(model, tokens, samplers, args.seed, args.batch_size),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    share = model.network.trunk_layers / (model.network.trunk_layers + model.network.head_layers)
+    bits = {sampler: law["bits"] for sampler, law in zip(samplers, laws, strict=True)}
     chosen: list[Sampler] = [
-        *(Ancestral(steps=round(nfe / share)) for nfe in args.targets),
+        *(min(plain(steps), key=bits.__getitem__) for steps in dict.fromkeys(aimed)),
         *_nearest(ours, laws, args.targets),
     ]
     points = list(laws)
@@ -158,35 +176,62 @@ def _weights(run: Path, folder: Path) -> None:
 
 def ship(args: Ship) -> None:
     """Do all of it in a scratch folder, then put that in place."""
-    check_device(args.device)
-    corpus = load_corpus(args.data, "text8")
+    _check(args)
     with tempfile.TemporaryDirectory(dir=args.folder.parent) as scratch:
         folder = Path(scratch) / args.folder.name
         if args.card_only:
             shutil.copytree(args.folder, folder)
-            points = read_points(folder / "results.jsonl")
         else:
-            _weights(args.run, folder)
-            corpus.tokenizer.save(str(folder / "tokenizer.json"))
-            text = decode(corpus.tokenizer, corpus.train)
-            save_words(folder / WORDS, vocabulary(text))
-            model = replace(specmask.load(folder, args.device), name="text8-small")
-            tokens = windows(corpus.test, model.network.length, args.rows)
-            points = measure(model, args, text, tokens)
-            write_points(folder / "results.jsonl", points)
-            stages = [*args.earlier, args.run]
-            logs = [(stage / "log.jsonl").read_text(encoding="utf-8") for stage in stages]
-            (folder / "log.jsonl").write_text("".join(logs), encoding="utf-8")
-        log = read_points(folder / "log.jsonl")
+            _fill(folder, args)
+        points, log = read_points(folder / "results.jsonl"), read_points(folder / "log.jsonl")
         quality_figure(folder / "quality.png", points)
         loss_figure(folder / "losses.png", log)
-        (folder / CARD).write_text(
-            card(folder, points, log, corpus.sha256, args.note), encoding="utf-8"
-        )
+        (folder / CARD).write_text(card(folder, points, log), encoding="utf-8")
         if args.folder.exists():
             shutil.rmtree(args.folder)
         shutil.move(folder, args.folder)
-    console.print(f"{args.folder} is the model of {args.run}")
+    console.print(f"{args.folder} has a new card" if args.card_only else f"{args.folder}: done")
+
+
+def _check(args: Ship) -> None:
+    """Refuse what would fail after the work."""
+    check_device(args.device)
+    check_seed(args.seed)
+    for name in ("samples", "rows", "batch_size"):
+        whole(name, getattr(args, name), 1)
+    for target in args.targets:
+        if target < 1:
+            raise UserError(f"--targets has {target}: expected NFE of at least 1")
+    if args.run is None and not args.card_only:
+        raise UserError("no RUN: name the folder of a training run, or draw the --card-only")
+    results = args.folder / "results.jsonl"
+    if args.card_only and not results.is_file():
+        raise UserError(f"no {results}: --card-only needs a model that was measured")
+
+
+def _fill(folder: Path, args: Ship) -> None:
+    """Weights, words, measurements and training log; the first line says what was measured how."""
+    assert args.run is not None
+    corpus = load_corpus(args.data, "text8")
+    _weights(args.run, folder)
+    corpus.tokenizer.save(str(folder / "tokenizer.json"))
+    text = decode(corpus.tokenizer, corpus.train)
+    save_words(folder / WORDS, vocabulary(text))
+    model = replace(specmask.load(folder, args.device), name="text8-small")
+    tokens = windows(corpus.test, model.network.length, args.rows)
+    about = {
+        "kind": "run",
+        "data": corpus.sha256,
+        "weights": fingerprint(model.network),
+        "note": args.note,
+        "device": args.device,
+        "machine": machine(),
+        "versions": versions(),
+    }
+    write_points(folder / "results.jsonl", [about, *measure(model, args, text, tokens)])
+    stages = [*args.earlier, args.run]
+    logs = [(stage / "log.jsonl").read_text(encoding="utf-8") for stage in stages]
+    (folder / "log.jsonl").write_text("".join(logs), encoding="utf-8")
 
 
 if __name__ == "__main__":

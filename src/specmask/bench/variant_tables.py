@@ -18,11 +18,13 @@ from specmask.bench.compare import cost_at, factors_at_equal, frontier
 from specmask.bench.plot import OURS, PLAIN, nfe_axis
 from specmask.bench.run import Point
 from specmask.bench.tables import markdown
+from specmask.errors import UserError
 
 BUDGETS = (6, 8, 12, 16)
 """NFE at which variants are compared."""
 STEPS = (8, 12, 16)
 """Of the plain network, whose quality the factors are at."""
+BASE = "5 + 1"
 PLAIN_NAME = "6 + 0"
 
 
@@ -58,7 +60,7 @@ def read(points: Sequence[Point]) -> list[Trained]:
     """The variants of a results file, in its order."""
     laws: dict[tuple[str, int], list[Point]] = {}
     for point in points:
-        if point["kind"] == "law":
+        if point["kind"] == "law" and "variant" in point:
             laws.setdefault((point["variant"], point["train_seed"]), []).append(point)
     return [
         Trained(point, laws[point["name"], point["seed"]])
@@ -70,8 +72,8 @@ def read(points: Sequence[Point]) -> list[Trained]:
 def table(trained: Sequence[Trained], base: str, groups: Sequence[str]) -> str:
     """Markdown: the variants of some groups against the base, over all seeds there are.
 
-    Differences are paired: the same rows, orders and seed. Their error is that over rows for one
-    seed; for several it is that over seeds, in which the rows' is contained.
+    Differences are paired: the same rows, orders and seed. Their error is that over rows, and with
+    several seeds that over seeds beside it.
     """
     by_name: dict[str, list[Trained]] = {}
     for one in trained:
@@ -107,15 +109,18 @@ def _difference(ones: Sequence[Trained], bases: dict[int, Trained], nfe: float, 
             return "–"
         each.append(mine - theirs)
     value = float(np.mean([x.mean() for x in each]))
+    rows = np.mean(
+        each, axis=0
+    )  # the same rows for every seed: their error does not fall with seeds
+    error = float(rows.std(ddof=1)) / math.sqrt(len(rows))
     if len(each) > 1:
-        error = float(np.std([x.mean() for x in each], ddof=1)) / math.sqrt(len(each))
-    else:
-        error = float(each[0].std(ddof=1)) / math.sqrt(len(each[0]))
+        seeds = float(np.std([x.mean() for x in each], ddof=1)) / math.sqrt(len(each))
+        error = math.hypot(error, seeds)
     return f"{value:.3f} ± {error:.3f}" if own else f"{value:+.3f} ± {error:.3f}"
 
 
 def _factor(ones: Sequence[Trained], plain: dict[int, Trained], steps: int) -> str:
-    """`_factor_of` each seed; its interval where there is one seed, since seeds tell more."""
+    """`_factor_of` each seed; with its interval where there is one seed, since seeds tell more."""
     each = [_factor_of(one, plain, steps) for one in ones]
     if len(each) > 1:
         each = [told.partition(" (")[0] for told in each]
@@ -157,7 +162,7 @@ def figure(
             style: dict[str, Any] = {"linewidth": 1.3, "markersize": 3}
             if one.about["layers"][1] == 0:
                 style |= {"color": PLAIN, "linewidth": 2}
-            elif one is ones[0]:
+            elif one.name == BASE:
                 style |= {"color": OURS, "linewidth": 2.4}
             else:
                 style |= {"color": next(colours)}
@@ -174,7 +179,7 @@ def figure(
 def panels(trained: Sequence[Trained]) -> list[tuple[str, list[str]]]:
     """Title and variants of each panel of the figure; base and plain stand in both."""
     groups = {one.name: one.about["group"] for one in trained}
-    both = [trained[0].name, PLAIN_NAME]
+    both = [BASE, PLAIN_NAME]
 
     def names(wanted: str) -> list[str]:
         return both + [n for n, group in groups.items() if group == wanted and n not in both]
@@ -186,14 +191,17 @@ def tables(trained: Sequence[Trained]) -> list[str]:
     """The table of each panel."""
     every = ("ablation", "gain")
     return [
-        table([o for o in trained if o.name in names], trained[0].name, every)
-        for _, names in panels(trained)
+        table([o for o in trained if o.name in names], BASE, every) for _, names in panels(trained)
     ]
 
 
 def write_page(out: Path, points: Sequence[Point]) -> None:
     """ablations.md, gain.md and frontiers.png in `out`."""
     trained = read(points)
+    if not any(one.name == BASE for one in trained):
+        raise UserError(
+            f"no law of {BASE}, the network that all others are compared with: train it first"
+        )
     for name, text in zip(("ablations.md", "gain.md"), tables(trained), strict=True):
         (out / name).write_text(text, encoding="utf-8")
     figure(out / "frontiers.png", trained, panels(trained))

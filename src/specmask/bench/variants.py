@@ -24,7 +24,8 @@ import specmask
 from specmask.bench.benchmark import machine
 from specmask.bench.compare import frontier
 from specmask.bench.run import Point, describe, estimate, json_line, read_points
-from specmask.bench.variant_tables import write_page
+from specmask.bench.variant_tables import BASE, write_page
+from specmask.checks import check_seed, whole
 from specmask.data.batches import Batches, windows
 from specmask.data.corpora import Corpus, load_corpus
 from specmask.errors import UserError, exit_code, unknown
@@ -80,8 +81,6 @@ class Variant:
     trunk_of: str | None = None
     drafts_of: str | None = None
 
-
-BASE = "5 + 1"
 
 VARIANTS = {
     BASE: Variant("ablation", "the base: five blocks draft, one causal block verifies"),
@@ -161,12 +160,18 @@ def variants(args: Variants) -> None:
     for name in args.only:
         if name not in VARIANTS:
             raise unknown("variant", name, VARIANTS)
+    for seed in args.seeds:
+        check_seed(seed)
+    whole("rows", args.rows, 1)
+    if args.steps is not None:
+        whole("steps", args.steps, 1)
     path = args.out / "results.jsonl"
     if not args.table_only:
         if args.data is None:
             raise UserError("--data is needed to train and score: expected a file of characters")
         corpus = load_corpus(args.data, "text8")
         args.out.mkdir(parents=True, exist_ok=True)
+        _check_same(path, corpus, args)
         for seed in args.seeds:
             for name in args.only or VARIANTS:
                 if not _is_there(path, name, seed):
@@ -177,6 +182,27 @@ def variants(args: Variants) -> None:
     if not path.exists():
         raise UserError(f"{path} is not there: run without --table-only first")
     write_page(args.out, read_points(path))
+
+
+def _check_same(path: Path, corpus: Corpus, args: Variants) -> None:
+    """Refuse a results file of another budget, text or number of rows."""
+    points = read_points(path) if path.exists() else []
+    asked = {
+        "steps": TRAIN.steps if args.steps is None else args.steps,
+        "text": corpus.sha256[:8],
+        "rows": args.rows,
+    }
+    for p in points:
+        if p["kind"] == "variant":
+            found: dict[str, Any] = {"steps": p["train"]["steps"], "text": p["data"][:8]}
+        else:
+            found = {"rows": p["rows"]}
+        for name, value in found.items():
+            if value != asked[name]:
+                raise UserError(
+                    f"{path} has {name} {value}, and {asked[name]} is asked for: name another "
+                    "folder, or ask for the same"
+                )
 
 
 def _is_there(path: Path, name: str, seed: int) -> bool:

@@ -13,7 +13,7 @@ import tyro
 import specmask
 from specmask.bench import speed, speed_cases
 from specmask.bench.benchmark import machine
-from specmask.bench.run import Point, json_line, read_points
+from specmask.bench.run import Point, fingerprint, json_line, read_points
 from specmask.bench.speed_loops import LeftToRight
 from specmask.bench.speed_tables import write_speed
 from specmask.checks import check_device
@@ -103,6 +103,7 @@ class _Measurement:
         self.done = read_points(file) if file.exists() else []
         self.about: Point = {
             "model": model.name,
+            "weights": fingerprint(model.network),
             "seed": args.seed,
             "rounds": args.rounds,
             "versions": versions(),
