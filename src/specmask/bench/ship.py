@@ -36,7 +36,7 @@ from specmask.data.batches import windows
 from specmask.data.corpora import load_corpus
 from specmask.data.tokenizers import decode
 from specmask.errors import UserError, exit_code
-from specmask.masking import CosineWindow, FullWindow, Window
+from specmask.masking import ConstantWindow, CosineWindow, FullWindow, LinearWindow, Window
 from specmask.metrics.spelling import save_words, vocabulary
 from specmask.models.checkpoint import CARD, Model, save
 from specmask.models.zoo import WORDS
@@ -84,8 +84,12 @@ class Ship:
 
 def grid() -> list[Speculative]:
     """The settings whose exact laws are scored: windows × rounds × first-rank rule."""
-    steps = (0.005, 0.01, 0.02, 0.04, 0.083, 0.15, 0.3, 0.6)
-    every: list[Window] = [*(CosineWindow(step) for step in steps), FullWindow()]
+    every: list[Window] = [
+        *(CosineWindow(step) for step in (0.005, 0.01, 0.02, 0.04, 0.083, 0.15, 0.3, 0.6)),
+        *(LinearWindow(step) for step in (0.02, 0.04, 0.083, 0.133, 0.2, 0.4)),
+        *(ConstantWindow(ranks) for ranks in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)),
+        FullWindow(),
+    ]
     return [
         Speculative(window=window, rounds=rounds, first=first)
         for window in every
