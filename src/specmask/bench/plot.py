@@ -94,17 +94,21 @@ def evidence_figure(path: Path, points: Sequence[Point]) -> None:
         )
     ours = [p for p in laws if p["sampler"] == "speculative" and _usual(p)]
     windows = list(dict.fromkeys(p["settings"]["window"] for p in ours))
-    for k, window in enumerate(windows):
+    kinds = list(dict.fromkeys(window.partition(":")[0] for window in windows))
+    labelled = set()
+    for window in windows:
+        kind = window.partition(":")[0]
         curve = [p for p in ours if p["settings"]["window"] == window]
         curve = sorted(curve, key=lambda p: p["settings"]["rounds"])
         axes["C"].plot(
             *([p["nfe"] for p in curve], [p["bits"] for p in curve]),
-            color=plt.get_cmap("viridis")(k / max(1, len(windows) - 1)),
+            color=plt.get_cmap("viridis")(kinds.index(kind) / max(1, len(kinds) - 1)),
             marker=".",
             markersize=4,
             linewidth=0.9,
-            label=window,
+            label=f"{kind} window" if kind not in labelled else None,
         )
+        labelled.add(kind)
     axes["A"].set_ylabel("spelling accuracy of samples")
     axes["B"].set_xlabel("unigram entropy of samples (nats)")
     axes["B"].set_ylabel("spelling accuracy of samples")
