@@ -169,6 +169,7 @@ PROTEIN_PANELS: Panels = (
     ("law", "nats", "exact nats per residue, held-out rows"),
     ("samples", "judge", "judge's nats per residue of samples"),
     ("samples", "rmsd", "predicted RMSD of samples (Å)"),
+    ("samples", "possible", "share of samples that the data's law can make"),
     ("samples", "substitutions", "framework substitutions per sample"),
     ("samples", "unique", "unique fraction of samples"),
     ("samples", "composition", "divergence of residue composition (nats)"),

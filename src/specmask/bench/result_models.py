@@ -82,11 +82,8 @@ def proteins(e: Evidence) -> str | None:
     samples = [p for p in shown if p["kind"] == "samples"]
     if not samples:
         return None
-    validity = ("samples", "possible", "share of samples that the data's law can make")
-    panels = [
-        validity,
-        *(p for p in PROTEIN_PANELS if p[1] in ("excess", "judge", "rmsd", "unique")),
-    ]
+    told = ("possible", "excess", "judge", "rmsd", "unique")
+    panels = [p for name in told for p in PROTEIN_PANELS if p[1] == name]
     picture = e.figure(
         "antibody",
         "validity, exact law, judge, predicted error and unique fraction against NFE",
@@ -98,9 +95,8 @@ def proteins(e: Evidence) -> str | None:
     law = next(p for p in shown if p["kind"] == "law")
     folded = next((p["num"] for p in points if p["kind"] == "structure"), 0)
     why = """
-Why there: a head of one block, trained for half an hour, finds the joint law of the first residues;
-where nearly all are known it is a little worse than its draft, and every residue it replaces
-carries that ([proteins](proteins.md)).
+Why there: a head of one block, after a short training, finds the joint law of the first residues;
+where nearly all are known it has little to add to its draft ([proteins](proteins.md)).
 """
     unique = {p["unique"] for p in samples}
     alike = (
@@ -114,12 +110,13 @@ carries that ([proteins](proteins.md)).
 
 AntiBERTy with a causal head and a bidirectional block on it (*adapted*), sampled by
 self-speculation and plainly, and the fair baseline: the same rows, time and about as many
-parameters given to two bidirectional blocks and no head (*baseline*), sampled plainly. NFE counts
+parameters given to two bidirectional blocks and no head (*baseline*), sampled plainly (trainings:
+[adapted](../src/specmask/zoo/antibody/log.jsonl), [baseline](antibody/baseline.jsonl)). NFE counts
 passes of AntiBERTy, layers run ÷ its layers, so that a plain step of each model counts all of that
-model's drafting layers.
-{samples[0]["num"]} samples a setting, {folded} of them folded, seed {samples[0]["seed"]}; exact
-laws of {law["rows"]} held-out chains of {law["length"]} residues; bars are two standard errors.
-Made by `python -m specmask.bench.proteins docs/antibody`; arguments, data, judge and folding model:
+model's drafting layers; plain sampling is by the better of two schedules.
+{samples[0]["num"]} samples a setting{", bfloat16 products" if samples[0]["bf16"] else ""},
+{folded} of them folded, seed {samples[0]["seed"]}, beside held-out chains (dotted); exact laws of
+{law["rows"]} held-out chains of {law["length"]} residues; bars are two standard errors. Made by `python -m specmask.bench.proteins docs/antibody`; arguments, data, judge and folding model:
 [proteins](proteins.md). {alike}
 
 Passes of the baseline ÷ passes of self-speculation at equal exact law, judge and predicted error,
