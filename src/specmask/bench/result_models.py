@@ -116,7 +116,8 @@ passes of AntiBERTy, layers run ÷ its layers, so that a plain step of each mode
 model's drafting layers; plain sampling is by the better of two schedules.
 {samples[0]["num"]} samples a setting{", bfloat16 products" if samples[0]["bf16"] else ""},
 {folded} of them folded, seed {samples[0]["seed"]}, beside held-out chains (dotted); exact laws of
-{law["rows"]} held-out chains of {law["length"]} residues; bars are two standard errors. Made by `python -m specmask.bench.proteins docs/antibody`; arguments, data, judge and folding model:
+{law["rows"]} held-out chains of {law["length"]} residues; bars are two standard errors. Made by
+`python -m specmask.bench.proteins docs/antibody`; arguments, data, judge and folding model:
 [proteins](proteins.md). {alike}
 
 Passes of the baseline ÷ passes of self-speculation at equal exact law, judge and predicted error,
