@@ -269,9 +269,17 @@ def card(folder: Path, points: Sequence[Point], log: Sequence[dict[str, Any]]) -
         first=first_rule(points),
         sample_table=sample_table(points),
         law_table=law_table(points),
-        options=" --bf16" if samples["bf16"] else "",
+        options=options(points),
         grid=len(families(points, "law")[1]),
     )
+
+
+def options(points: Sequence[Point]) -> str:
+    """What the shipping command was told besides the run and its text."""
+    run, samples = (next(p for p in points if p["kind"] == kind) for kind in ("run", "samples"))
+    if run["samples_from"] is not None:
+        return f" --samples-from {run['samples_from']}"
+    return " --bf16" if samples["bf16"] else ""
 
 
 def stages_of(log: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:

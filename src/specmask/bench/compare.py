@@ -146,6 +146,34 @@ def factors_at_equal(
     ]
 
 
+def crossed_factors(plain: Sequence[Point], ours: Sequence[Point]) -> list[list[float]]:
+    """Factors in exact bits of settings that were chosen on other rows than they are scored on.
+
+    Both sides choose their best settings at rising cost on one half of the rows, and are compared
+    on the other half; then the other way round. The best of many on the rows that score them look
+    better than they are; this is what is left without that.
+    """
+    rows = len(plain[0]["each"]["bits"])
+    halves = np.arange(0, rows, 2), np.arange(1, rows, 2)
+    found = []
+    for choose, judge in (halves, halves[::-1]):
+        base, mine = (_chosen(points, choose, judge) for points in (plain, ours))
+        costs = [(cost_at(base, "bits", -1, p["bits"]), p["nfe"]) for p in mine]
+        found.append([cost / nfe for cost, nfe in costs if 0 < cost < math.inf])
+    return found
+
+
+def _chosen(points: Sequence[Point], choose: np.ndarray, judge: np.ndarray) -> list[Point]:
+    """The settings that are best on some rows, as others score them."""
+
+    def of(point: Point, rows: np.ndarray, at: int) -> Point:
+        means = {key: float(np.array(point["each"][key])[rows].mean()) for key in ("nfe", "bits")}
+        return {**means, "at": at}
+
+    best = thin(frontier([of(p, choose, k) for k, p in enumerate(points)], "bits", -1))
+    return [of(points[p["at"]], judge, p["at"]) for p in best]
+
+
 class _Shared(dict[int, np.ndarray]):
     """Number of rows → which of them a replicate draws; all laws draw the same."""
 

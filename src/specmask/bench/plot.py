@@ -217,7 +217,7 @@ def protein_figure(
                     label=f"{model}, {'plain' if sampler == 'ancestral' else 'self-speculative'}",
                 )
         for p in points:
-            if p["kind"] == "held-out" and kind == "samples" and key in p:
+            if p["kind"] == "held-out" and key in ("judge", "rmsd") and key in p:
                 axis.axhline(p[key], color="0.5", linestyle=":", label="held-out chains")
         axis.set_title(title, fontsize=10)
         if key == "excess" and any(p.get(key, 0) > 0 for p in points if p["kind"] == kind):

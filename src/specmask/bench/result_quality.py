@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 
 from specmask.bench import repeat
-from specmask.bench.card import PAPER_TOKENS, factors, families, stages_of
-from specmask.bench.compare import Factor, at_cost, cost_at, frontier
+from specmask.bench.card import PAPER_TOKENS, factors, families, options, stages_of
+from specmask.bench.compare import Factor, at_cost, cost_at, crossed_factors, frontier
 from specmask.bench.evidence import CARD, CHOOSER, REPEATED, ZOO, Evidence, machine
 from specmask.bench.plot import evidence_figure, loss_figure
 from specmask.bench.result_words import LOW, below, series, span
@@ -106,7 +107,7 @@ trunk of {trunk}, and is not in these files.
 
 In this table: {below(LOW, low)}
 
-{schedules(e)}**At equal entropy too.** Each sampled setting of ours beside plain
+{crossed(points)}{schedules(e)}**At equal entropy too.** Each sampled setting of ours beside plain
 sampling at the cost at which it spells as well, both on straight lines between measured settings in
 log NFE. A factor counts if the entropies there differ by no more than two standard errors, which
 are those of the samples; how sure the cost is, the first table says. Where plain sampling never
@@ -130,16 +131,29 @@ has, against NFE, and against unigram entropy, since spelling is cheap where ent
 {samples["num"]} samples a setting, {len(plain)} plain settings ({counts} counts) and {len(ours)} of
 ours, seed {samples["seed"]}{", bfloat16 products" if samples["bf16"] else ""}; bars are two
 standard errors. Bottom: exact bits per character of {law["rows"]} held-out rows against exact
-expected NFE, no
-samples drawn: the bold curves are the best settings at rising cost, of
-{len(families(points, "law")[1])} self-speculative ones and of plain sampling ({fixed} counts); each
-thin curve is one window, along its numbers of rounds. The axis is cut above our settings. All rows
+expected NFE, no samples drawn: the bold curves are the best settings at rising cost, of
+{len(families(points, "law")[1])} self-speculative ones and of {len(families(points, "law")[0])} of
+plain sampling ({fixed} counts, cosine and linear schedules); each thin curve is one window, along
+its numbers of rounds. The axis is cut above our settings. All rows
 have one random order each (seed {law["seed"]}); a setting's bits have a standard error of
 {span([p["bits_se"] for p in points if p["kind"] == "law"])}, over rows that all settings
 share. A plain step counts {trunk}/{trunk + head} NFE in this figure, since it runs
-the trunk alone. Made by `python -m specmask.bench.ship RUN --data FILE`, torch
+the trunk alone. Made by `python -m specmask.bench.ship RUN --data FILE{options(points)}`, torch
 {law["versions"]["torch"]}; the data are the last 5 % of the model's text, see its
 [card]({CARD})."""
+
+
+def crossed(points: Sequence[Point]) -> str:
+    """What choosing the settings on the rows that score them is worth."""
+    plain, ours = families(points, "law")
+    if len(ours[0]["each"]["bits"]) < 2:
+        return ""
+    medians = [f"{statistics.median(f):.2f}" for f in crossed_factors(plain, ours) if f]
+    return f"""Settings are chosen on the rows that score them here, {len(ours)} of ours and
+{len(plain)} plain ones. Chosen on one half of the rows and scored on the other, median factors in
+exact bits are {series(medians)}, for either half.
+
+"""
 
 
 def schedules(e: Evidence) -> str:

@@ -119,8 +119,10 @@ best that settings with one value of one setting come to, all other settings fre
 token by token along random orders where it is not this that is compared. {about}
 
 What a value costs: NFE of the best settings that have it ÷ NFE of the best of all, at equal bits,
-over those points of the free front whose bits the restricted one comes to. It is read off a
-straight line between two settings, in log NFE, and so may be a little below 1.
+over those points of the free front whose bits the restricted one comes to: 1 wherever the free
+choice has that value itself. It is read off a straight line between two settings, in log NFE, and
+lies below 1 where that line passes below a setting of the front; the third column says how much of
+the front the ratio is of.
 
 {tables}
 {kept if "verification" in panels else ""}"""
