@@ -41,8 +41,9 @@ Draft and target loss in bits per character, of training batches (pale) and of
 {stages[-1][0]["config"]["eval_rows"]} validation rows under averaged weights (dots), against
 training tokens of all stages, on a logarithmic axis. Made by
 `specmask train text8-small --data FILE`, {len(stages)} stages on rows of {lengths} characters,
-seeds {seeds}: {tokens:.1f} M tokens, {minutes:.0f} minutes; its text and machine are on the
-[card]({CARD}). Where validation rows change their length between two stages, so does their loss.
+seeds {seeds}: {tokens:.1f} M tokens, {minutes:.0f} minutes; its text, machine and the options of
+each stage are on the [card]({CARD}). Where validation rows change their length between two stages,
+so does their loss.
 
 At the end: draft {validation(log, "draft")}, target {validation(log, "target")} bits per character.
 {_parting(stages)}"""

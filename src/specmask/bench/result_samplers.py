@@ -83,10 +83,12 @@ def sampler_settings(e: Evidence) -> str | None:
     if not panels:
         return None
     about = f"{len(laws)} settings on {laws[0]['rows']} held-out rows, seed {laws[0]['seed']}"
+    token = all(p["settings"]["verification"] == "token" for p in laws)
     if grid:
         about += (
             f", on {e.weights(grid[0])}; {machine(grid[0])}. Made by "
-            f"`python -m specmask.bench.settings text8-small --data FILE --rows {laws[0]['rows']}`."
+            f"`python -m specmask.bench.settings text8-small --data FILE --rows {laws[0]['rows']}`"
+            + (", whose last part, `block` verification, is not in the file." if token else ".")
         )
     else:
         about += ": those of the figure above."
@@ -249,13 +251,14 @@ def baselines(e: Evidence) -> str | None:
             f"\nEntropy below that of held-out text ({held[0]['entropy']:.3f} nats) by more than "
             f"two standard errors: {series(short) or 'none'}.\n"
         )
+    options = " --bf16" if points[0]["bf16"] else ""
     return f"""## Surest first: confidence orders and thresholds
 
 Samplers that reveal what the draft is surest of, at the setting nearest {NEAR:.0f} NFE, and all
 thresholds, beside plain sampling, self-speculation and held-out text. A plain step counts
 {e.share():.3f}. {shown[0]["num"]} samples a setting, seed {shown[0]["seed"]}, on
 {e.weights(points[0])}; {machine(points[0])}. They have no tractable law, so quality without entropy
-says little of them. Made by `specmask bench text8-small --data FILE --out docs/chooser`; every
-setting, and comparisons at equal entropy, are in [which sampler](choose-a-sampler.md).
+says little of them. Made by `specmask bench text8-small --data FILE --out docs/chooser{options}`;
+every setting, and comparisons at equal entropy, are in [which sampler](choose-a-sampler.md).
 
 {markdown([header[k] for k in columns], [[row[k] for k in columns] for row in rows])}{low}"""
