@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,9 @@ def test_deviations_by_hand() -> None:
     assert (total, count) == (pytest.approx(4.0), 1)
     assert odds == pytest.approx(0.0455, abs=1e-4)  # of two standard errors, both sides
     assert tally(both, "nfe")[1] == 0
+    rounded = {**first[0], "nfe": 7.0 + 1e-15, "nfe_se": 1e-16}  # a sum in another order
+    assert deviation(first[0], rounded, "nfe") == 0
+    assert deviation(first[0], {**rounded, "nfe": 8.0}, "nfe") == math.inf
     assert "| 0.5000, 0.5100 | +2.0 |" in table(both, lambda p: str(p["settings"]))
 
 

@@ -31,6 +31,8 @@ from specmask.samplers import make_sampler
 
 console = Console(stderr=True)
 
+ROUNDING = 1e-9
+"""Standard errors below this are those of sums in another order."""
 MEASURES = {"nfe": 1, "spelling": 4, "entropy": 4}
 """What is compared, and to how many decimals it is shown."""
 
@@ -114,7 +116,9 @@ def deviation(one: Point, other: Point, measure: str) -> float:
     """The difference of two runs in its own standard errors."""
     error = math.hypot(one[f"{measure}_se"], other[f"{measure}_se"])
     difference = float(other[measure] - one[measure])
-    return difference / error if error else 0.0 if not difference else math.inf
+    if error > ROUNDING:
+        return difference / error
+    return 0.0 if abs(difference) <= ROUNDING else math.inf
 
 
 def table(both: Sequence[tuple[Point, Point]], told: Callable[[Point], str]) -> str:
@@ -147,7 +151,7 @@ def tally(both: Sequence[tuple[Point, Point]], measure: str) -> tuple[float, int
 
     A cost that is the same in every sample has no error, and is not counted.
     """
-    random = [pair for pair in both if math.hypot(*(p[f"{measure}_se"] for p in pair)) > 1e-9]
+    random = [pair for pair in both if math.hypot(*(p[f"{measure}_se"] for p in pair)) > ROUNDING]
     total = sum(deviation(*pair, measure) ** 2 for pair in random)
     halves = torch.tensor([len(random) / 2, total / 2], dtype=torch.float64)
     return total, len(random), float(torch.special.gammaincc(*halves))
