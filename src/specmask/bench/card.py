@@ -109,7 +109,14 @@ _PLAIN: dict[str, Callable[[Point], bool]] = {
 def plain_factors(points: Sequence[Point]) -> dict[str, dict[float, Factor]]:
     """Kind of plain sampling → our NFE → the factor at equal exact bits there."""
     laws = [p for p in points if p["kind"] == "law"]
-    ours = thin(frontier([p for p in laws if p["sampler"] == "speculative"], "bits", -1), 1.3)
+    usual = {"order": "random", "verification": "token"}
+    ours = [
+        p
+        for p in laws
+        if p["sampler"] == "speculative"
+        and all(p["settings"].get(name, value) == value for name, value in usual.items())
+    ]
+    ours = thin(frontier(ours, "bits", -1), 1.3)
     found = {}
     for name, is_of in _PLAIN.items():
         base = [p for p in laws if p["sampler"] in ("ancestral", "optimal") and is_of(p)]
@@ -277,7 +284,7 @@ def card(folder: Path, points: Sequence[Point], log: Sequence[dict[str, Any]]) -
 def options(points: Sequence[Point]) -> str:
     """What the shipping command was told besides the run and its text."""
     run, samples = (next(p for p in points if p["kind"] == kind) for kind in ("run", "samples"))
-    if run["samples_from"] is not None:
+    if run.get("samples_from") is not None:
         return f" --samples-from {run['samples_from']}"
     return " --bf16" if samples["bf16"] else ""
 

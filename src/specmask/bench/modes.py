@@ -154,7 +154,7 @@ def table(points: Sequence[Point]) -> str:
             told.append(f"{middle:.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
         rows.append((p["mode"], *told))
     header = ("mode", "draft bits", "target bits", *(f"{n} ÷ plain" for n in batches))
-    about = f"Model: {first['model']} (weights {first['weights'][:8]})."
+    about = f"Model: {first['model']} (weights {first.get('weights', 'unknown')[:8]})."
     return f"{about}\n\n{markdown(header, rows)}"
 
 

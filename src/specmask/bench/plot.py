@@ -84,10 +84,12 @@ def evidence_figure(path: Path, points: Sequence[Point]) -> None:
                 [p["spelling"] for p in drawn],
                 xerr=[2 * p["entropy_se"] for p in drawn] if x == "entropy" else None,
                 yerr=[2 * p["spelling_se"] for p in drawn],
-                linewidth=1.5 if x == "nfe" else 0,
+                linewidth=0,
                 elinewidth=1,
                 **style,
             )
+        best = frontier(drawn, "spelling", 1)
+        axes["A"].plot(*([p[k] for p in best] for k in ("nfe", "spelling")), color=colour)
         best = frontier([p for p in laws if p["plain"] is not mine], "bits", -1)
         axes["C"].plot(
             [p["nfe"] for p in best], [p["bits"] for p in best], linewidth=2.6, zorder=5, **style

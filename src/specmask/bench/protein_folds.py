@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from specmask.bench.protein_report import HELD_OUT, KEY
+from specmask.bench.protein_report import HELD_OUT, KEY, newest
 from specmask.bench.run import Point, estimates, json_line, read_points
 from specmask.checks import optional_package
 from specmask.training.loop import versions
@@ -19,7 +19,7 @@ def fold(file: Path, held_out: Sequence[str], count: int, console: Console) -> N
 
     What is folded already, of as many samples, is kept.
     """
-    points = read_points(file)
+    points = newest(read_points(file))
     drawn: list[tuple[Point, Sequence[str]]] = [({"model": HELD_OUT, "seed": None}, held_out)]
     for p in points:
         if p["kind"] == "samples":

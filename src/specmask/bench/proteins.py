@@ -135,6 +135,11 @@ def measure(args: Proteins) -> None:
     judge, models = _judge(args), _models(args)
     if args.rows:
         rows_of_one_length(sequences, args.rows)  # refused before the work
+    if args.samples > len(sequences):
+        raise UserError(
+            f"--samples {args.samples}: {args.data} has {len(sequences)} sequences, whose lengths "
+            "the samples take; ask for as many at most"
+        )
     with file.open("a", encoding="utf-8") as out:
 
         def add(point: Point) -> None:
@@ -150,7 +155,9 @@ def measure(args: Proteins) -> None:
         for name, model in models:
             mine = [point for point in known if point["model"] == name]
             there = {key_of(p) for p in mine if p["kind"] == "law"}
-            asked = {key_of({"model": name, **describe(s, args.seed)}): s for s in _scored(model)}
+            asked = {
+                key_of({"model": name, **describe(s, args.seed)}): s for s in _scored(model, args)
+            }
             missing = [sampler for key, sampler in asked.items() if key not in there]
             if args.rows and missing:
                 found = _laws(model, name, missing, sequences, law, args)
@@ -174,12 +181,11 @@ def _held_out(num: int) -> Point:
 
 
 def _drawn(point: Point, about: Point, args: Proteins) -> bool:
-    """Whether the point is of as many samples as are asked for, or more, in their precision."""
+    """Whether the point is of as many samples as are asked for, or more."""
     return (
         point["kind"] == "samples"
         and key_of(about) == key_of(point)
         and point["num"] >= args.samples
-        and point.get("bf16", False) == args.bf16
     )
 
 
@@ -230,9 +236,16 @@ def _loss(model: Model, name: str, sequences: Sequence[str], args: Proteins) -> 
     }
 
 
-def _scored(model: Model) -> list[Sampler]:
+def _aimed(model: Model, args: Proteins) -> list[int]:
+    """Plain steps that cost the targets."""
+    pretrained, draft, _ = layers(model)
+    return list(dict.fromkeys(round(target * pretrained / draft) for target in args.targets))
+
+
+def _scored(model: Model, args: Proteins) -> list[Sampler]:
     """Every setting whose exact law is measured."""
-    return [*plain(PLAIN), AnyOrder(), *(grid() if layers(model)[2] else ())]
+    steps = sorted({*PLAIN, *(_aimed(model, args) if args.samples else ())})
+    return [*plain(steps), AnyOrder(), *(grid() if layers(model)[2] else ())]
 
 
 def _laws(
@@ -292,7 +305,6 @@ def _sampled(model: Model, name: str, known: Sequence[Point], args: Proteins) ->
     sampling by the better schedule, and self-speculation within 15 %."""
     if not args.samples:
         return []
-    pretrained, draft, _ = layers(model)
     nats = {key_of(p): p["nats"] for p in known if p["kind"] == "law"}
     costs = {key_of(p): p["nfe"] for p in known if p["kind"] == "law"}
 
@@ -300,9 +312,8 @@ def _sampled(model: Model, name: str, known: Sequence[Point], args: Proteins) ->
         return key_of({"model": name, **describe(sampler, args.seed)})
 
     chosen: list[Sampler] = []
-    for target in args.targets:
-        pair = plain([round(target * pretrained / draft)])
-        chosen.append(min(pair, key=lambda s: nats.get(key(s), 0.0)))
+    for steps in _aimed(model, args):
+        chosen.append(min(plain([steps]), key=lambda s: nats.get(key(s), math.inf)))
     for target in args.targets:
         near = [
             s for s in grid() if key(s) in nats and abs(math.log(costs[key(s)] / target)) < NEAR

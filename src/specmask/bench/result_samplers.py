@@ -98,7 +98,7 @@ def sampler_settings(e: Evidence) -> str | None:
         panels["verification"] = block
         mine = [p for curve in block.values() for p in curve]
         tables += (
-            f"\nHow drafts are verified, on {mine[0]['rows']} other rows, seed {mine[0]['seed']}, "
+            f"\nHow drafts are verified, on {mine[0]['rows']} rows, seed {mine[0]['seed']}, "
             f"at {len(mine)} settings: those that were tuned for `token`, with `token` and with "
             f"`block`, on {e.weights(chooser[0])}; by `specmask bench`, see "
             f"[which sampler](choose-a-sampler.md):\n\n{restricted([block])}"
@@ -225,7 +225,7 @@ def baselines(e: Evidence) -> str | None:
                 nearest[family(p)] = p
     shown = [*nearest.values(), *(p for p in samples if p["sampler"] == "threshold")]
     held = [p for p in points if p["kind"] == "held-out"]
-    header, rows = cells([*held, *shown])
+    header, rows = cells([*held, *shown, *(p for p in points if p["kind"] == "law")])
     columns = [
         header.index(name)
         for name in (

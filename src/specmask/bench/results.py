@@ -3,8 +3,8 @@
     python -m specmask.bench.results
 
 No model is run: it takes seconds. Every number on the page, in a table or a sentence, is computed
-from a results file; a section whose file is not there is left out. README's picture and its caption
-are written too, between two comments.
+from a results file, or quoted from the paper; a section whose file is not there is left out.
+README's picture and its caption are written too, between two comments.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ HEAD = """# Results
 <!-- Made by `python -m specmask.bench.results`: change results files or that, not this page. -->
 
 Made by `make results` from the results files of this repository, figures and all; no model is run
-for it, and every number is computed from a file.
+for it, and every number is computed from a file, but those quoted from the paper.
 
 **NFE** counts passes of the whole network, (L_nc·trunk + L_c·verify)/(L_nc + L_c), per sample; the
 meter's counts are those of hooks on the network's blocks ([test](../tests/test_nfe.py), which says
@@ -130,7 +130,10 @@ def picture(e: Evidence) -> str:
     cheaper = f"Plain sampling needs {series(ours)}" if ours else ""
     tuned = [f.factor for f in e.plain_factors["optimal cuts"].values()]
     if ours and tuned:
-        cheaper += f", with cuts optimised for the model {span(tuned, 2)} times at equal bits"
+        cheaper += (
+            f", with cuts optimised for the model {span(tuned, 2)} times at equal bits of 16 other "
+            "rows"
+        )
     cheaper += "; " if ours else ""
     caption = f"""*The shipped character model (draft {validation(log, "draft")}, target
 {validation(log, "target")} bits per character of validation text): spelling accuracy of

@@ -7,14 +7,12 @@ replaces src/specmask/zoo/text8-small by the model of RUN, measured anew.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
@@ -26,6 +24,7 @@ from specmask.bench.benchmark import machine
 from specmask.bench.card import card
 from specmask.bench.plot import loss_figure, quality_figure
 from specmask.bench.run import (
+    Domain,
     Point,
     fingerprint,
     law_points,
@@ -114,9 +113,9 @@ def plain(steps: int) -> list[Ancestral]:
 def measure(model: Model, args: Ship, text: str, tokens: torch.Tensor) -> list[Point]:
     """Exact laws of the whole grid, then samples at the settings nearest the targets.
 
-    Plain steps are chosen so that they cost the targets, and of the two schedules the one with
-    fewer bits per character; among self-speculative settings the one with the fewest bits within
-    15 % of a target, or else the nearest, is sampled.
+    Plain steps are chosen so that they cost the targets, and drawn by both schedules; among
+    self-speculative settings the one with the fewest bits within 15 % of a target, or else the
+    nearest, is sampled.
     """
     words = vocabulary(text)
     share = model.network.trunk_layers / (model.network.trunk_layers + model.network.head_layers)
@@ -132,9 +131,8 @@ def measure(model: Model, args: Ship, text: str, tokens: torch.Tensor) -> list[P
         )
     if args.samples_from is not None:
         return [*laws, *taken(read_points(args.samples_from))]
-    bits = {sampler: law["bits"] for sampler, law in zip(samplers, laws, strict=True)}
     chosen: list[Sampler] = [
-        *(min(plain(steps), key=bits.__getitem__) for steps in dict.fromkeys(aimed)),
+        *(one for steps in dict.fromkeys(aimed) for one in plain(steps)),
         *_nearest(ours, laws, args.targets),
     ]
     points = list(laws)
@@ -149,28 +147,16 @@ def measure(model: Model, args: Ship, text: str, tokens: torch.Tensor) -> list[P
 
 
 def taken(points: Sequence[Point]) -> list[Point]:
-    """Samples that another benchmark drew: plain ones by the schedule that its own exact laws
-    prefer, and self-speculative ones with drafts verified token by token along random orders."""
-    bits = {_key(p): p["bits"] for p in points if p["kind"] == "law"}
+    """Samples that another benchmark drew: plain ones by either schedule, and self-speculative ones
+    with drafts verified token by token along random orders."""
     usual = {"temperature": 1.0, "top_p": 1.0, "order": "random", "verification": "token"}
-    drawn = [
+    return [
         p
         for p in points
         if p["kind"] == "samples"
         and p["sampler"] in ("ancestral", "speculative")
         and all(p["settings"].get(name, value) == value for name, value in usual.items())
     ]
-    best: dict[Any, Point] = {}
-    for p in drawn:
-        steps = p["settings"].get("steps")
-        which = _key(p) if steps is None else steps
-        if which not in best or bits.get(_key(p), 0.0) < bits.get(_key(best[which]), 0.0):
-            best[which] = p
-    return list(best.values())
-
-
-def _key(point: Point) -> str:
-    return json.dumps([point["sampler"], point["settings"]], sort_keys=True)
 
 
 def _nearest(
@@ -240,8 +226,13 @@ def _check(args: Ship) -> None:
             raise UserError(f"--targets has {target}: expected NFE of at least 1")
     if args.run is None and not args.card_only:
         raise UserError("no RUN: name the folder of a training run, or draw the --card-only")
-    if args.samples_from is not None and not args.samples_from.is_file():
-        raise UserError(f"no {args.samples_from}: --samples-from is a file of `specmask bench`")
+    if args.samples_from is not None:
+        drawn = taken(read_points(args.samples_from)) if args.samples_from.is_file() else []
+        if {p["sampler"] for p in drawn} != {"ancestral", "speculative"}:
+            raise UserError(
+                f"{args.samples_from} has no samples of plain and of self-speculative sampling: "
+                "--samples-from takes a results.jsonl of `specmask bench`"
+            )
     results = args.folder / "results.jsonl"
     if args.card_only and not results.is_file():
         raise UserError(f"no {results}: --card-only needs a model that was measured")
@@ -257,12 +248,7 @@ def _fill(folder: Path, args: Ship) -> None:
     save_words(folder / WORDS, vocabulary(text))
     model = replace(specmask.load(folder, args.device), name="text8-small")
     if args.samples_from is not None:
-        others = read_points(args.samples_from)[0].get("weights", "unknown")
-        if others != fingerprint(model.network):
-            raise UserError(
-                f"{args.samples_from} is of weights {others[:8]}: expected those of {args.run}, "
-                f"{fingerprint(model.network)[:8]}"
-            )
+        _check_same(args.samples_from, model, vocabulary(text))
     tokens = windows(corpus.test, model.network.length, args.rows)
     about = {
         "kind": "run",
@@ -278,6 +264,18 @@ def _fill(folder: Path, args: Ship) -> None:
     stages = [*args.earlier, args.run]
     logs = [(stage / "log.jsonl").read_text(encoding="utf-8") for stage in stages]
     (folder / "log.jsonl").write_text("".join(logs), encoding="utf-8")
+
+
+def _check_same(file: Path, model: Model, words: frozenset[str]) -> None:
+    """Refuse samples of other weights, or judged by other words."""
+    run = read_points(file)[0]
+    same = {"weights": fingerprint(model.network), "judged_by": Domain(words=words).digest}
+    for name, value in same.items():
+        if run.get(name) != value:
+            raise UserError(
+                f"{file} has {name} {str(run.get(name))[:8]}: this model has {str(value)[:8]}; "
+                "name the benchmark of this one"
+            )
 
 
 if __name__ == "__main__":

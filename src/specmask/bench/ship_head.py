@@ -19,7 +19,7 @@ from rich.console import Console
 
 import specmask
 from specmask.bench.plot import loss_figure
-from specmask.bench.protein_report import report
+from specmask.bench.protein_report import report, with_structures
 from specmask.bench.run import Point, read_points, write_points
 from specmask.errors import exit_code
 from specmask.models.checkpoint import CARD, WEIGHTS, save
@@ -81,8 +81,9 @@ whose masks reveal few residues more often; validation is with uniform masks.
 ## Measured
 
 NFE counts passes of the pretrained model, layers run ÷ {layers}; {samples} samples a setting; ± is
-one standard error. *untouched* is AntiBERTy as it is, *baseline* the plain baseline on the same
-rows (two new bidirectional blocks, no head), *adapted* this model. Judge: IgLM, an autoregressive
+one standard error{precision}. Plain sampling is by the better of two schedules. *untouched* is
+AntiBERTy as it is, *baseline* the plain baseline on the same rows (two new bidirectional blocks, no
+head), *adapted* this model. Judge: IgLM, an autoregressive
 antibody model. Substitutions: residues outside the CDR3 that differ from the nearest germlines;
 *possible*: share of the samples that the data's law can make at all; *law*: its nats per residue
 for those. Composition: Jensen-Shannon divergence from the held-out chains. Full results:
@@ -127,9 +128,14 @@ def card(folder: Path, log: Sequence[Point], points: Sequence[Point]) -> str:
         tokens=last["tokens"] / 1e6,
         minutes=last["seconds"] / 60,
         layers=header["network"]["pretrained_layers"],
+        precision="; drawn with bfloat16 products" if _any_bf16(points) else "",
         samples=next(p["num"] for p in points if p["kind"] == "samples"),
-        report=report(points),
+        report=report(with_structures(points)),
     )
+
+
+def _any_bf16(points: Sequence[Point]) -> bool:
+    return any(p.get("bf16", False) for p in points)
 
 
 if __name__ == "__main__":

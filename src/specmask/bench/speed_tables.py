@@ -32,7 +32,13 @@ def write_speed(folder: Path, points: Sequence[Point]) -> list[str]:
 def speed_tables(points: Sequence[Point]) -> str:
     """Markdown: every table that there are points for, each under a line that says what it is."""
     devices = sorted({f"{p['machine']['device']}, {p['threads']} threads" for p in points})
-    models = sorted({f"{p['model']} (weights {p['weights'][:8]})" for p in points if "model" in p})
+    models = sorted(
+        {
+            f"{p['model']} (weights {p.get('weights', 'unknown')[:8]})"
+            for p in points
+            if "model" in p
+        }
+    )
     found = [
         f"Measured on: {'; '.join(devices)}. Model: {', '.join(models)}. Medians over rounds of "
         "ratios within a round."

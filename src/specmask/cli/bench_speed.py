@@ -101,9 +101,16 @@ class _Measurement:
     def __init__(self, args: BenchSpeed, model: specmask.Model, file: Path, bars: Bars) -> None:
         self.args, self.model, self.file, self.bars = args, model, file, bars
         self.done = read_points(file) if file.exists() else []
+        weights = fingerprint(model.network)
+        for line in self.done:
+            if line.get("weights") != weights:
+                raise UserError(
+                    f"{file} has weights {line.get('weights', 'unknown')[:8]}, this model "
+                    f"{weights[:8]}: name another --out, or --overwrite"
+                )
         self.about: Point = {
             "model": model.name,
-            "weights": fingerprint(model.network),
+            "weights": weights,
             "seed": args.seed,
             "rounds": args.rounds,
             "versions": versions(),
@@ -153,7 +160,11 @@ class _Measurement:
             self._add(
                 [speed.later_rounds(model, batch, length, w, 4 * args.rounds) for w in widths]
             )
-        if not self._has("equal quality", {}):
+        if not any(
+            line["kind"] == "equal quality"
+            and set(line["seconds"]) == {"ours", *(f"{n} steps" for n in args.equal_steps)}
+            for line in self.done
+        ):
             plain = [Ancestral(steps, "fixed", "linear") for steps in args.equal_steps]
             self._add([speed.equal_quality(model, batch, args.rounds, plain, args.seed)])
 
