@@ -30,6 +30,8 @@ def test_each_kind_of_plain_sampling_has_its_own_factor() -> None:
         *laws("ancestral", 0.0, schedule="linear"),
         *laws("optimal", -0.5),
         *laws("any_order", -9.0),
+        *laws("speculative", -9.0, verification="block"),
+        *laws("speculative", -9.0, order="left-to-right"),
     ]
     found = plain_factors(points)
     for name, factor in (("cosine schedule", 4), ("linear schedule", 2), ("optimal cuts", 2**0.5)):

@@ -14,10 +14,11 @@ import torch
 
 import specmask
 from refusal import refuse
+from specmask.bench import proteins as bench
 from specmask.bench.protein_report import HELD_OUT, UNTOUCHED, curves, with_structures
 from specmask.bench.proteins import Proteins, main, rows_of_one_length
 from specmask.bench.recombination import RecombinationLaw
-from specmask.bench.run import read_points
+from specmask.bench.run import describe, read_points
 from specmask.data.fasta import AMINO_ACIDS
 from specmask.models.checkpoint import save
 from specmask.models.hybrid import HybridNetwork
@@ -182,7 +183,7 @@ def test_more_samples_take_the_place_of_fewer(
     monkeypatch.setitem(sys.modules, "igfold", SimpleNamespace(IgFoldRunner=Runner))
     main(replace(args, fold=2))
     before = read_points(args.out / "results.jsonl")
-    main(replace(args, samples=8, bf16=True, fold=3))
+    main(replace(args, samples=8, bf16=True, fold=2))
     after = read_points(args.out / "results.jsonl")
     for kind in ("law", "loss"):
         assert [p for p in after if p["kind"] == kind] == [p for p in before if p["kind"] == kind]
@@ -190,10 +191,13 @@ def test_more_samples_take_the_place_of_fewer(
     assert counts == {kind: sum(p["kind"] == kind for p in after) for kind in counts}
     samples = [p for p in after if p["kind"] == "samples"]
     assert {(p["num"], p["bf16"], len(p["sequences"])) for p in samples} == {(8, True, 8)}
-    assert {p["num"] for p in after if p["kind"] == "structure"} == {3}
+    assert {p["num"] for p in after if p["kind"] == "structure"} == {2}
+    assert [p["num"] for p in after if p["kind"] == HELD_OUT] == [8]
+    main(replace(args, samples=6))  # as many are there, in whatever precision
+    assert [p for p in read_points(args.out / "results.jsonl") if p["kind"] == "samples"] == samples
     for p in with_structures(samples + [p for p in after if p["kind"] == "structure"]):
         if p["kind"] == "samples":
-            assert p["each"]["rmsd"] == [float(s.count("A")) for s in p["sequences"][:3]]
+            assert p["each"]["rmsd"] == [float(s.count("A")) for s in p["sequences"][:2]]
 
 
 def test_without_igfold_it_says_what_to_install(
@@ -203,7 +207,20 @@ def test_without_igfold_it_says_what_to_install(
     refuse(lambda: main(replace(args, rows=0, samples=2, fold=2)), "igfold", "pip install igfold")
 
 
+@pytest.mark.parametrize("better", ["cosine", "linear"])
+def test_plain_samples_are_by_the_schedule_of_fewer_nats(args: Proteins, better: str) -> None:
+    (model,) = [one for name, one in bench._models(args) if name == "adapted"]
+    known = []
+    for sampler in bench._scored(model, args):
+        about = {"model": "adapted", **describe(sampler, args.seed)}
+        nats = 1.0 if about["settings"].get("schedule") == better else 2.0
+        known.append({"kind": "law", **about, "nfe": 999.0, "nats": nats})
+    chosen = bench._sampled(model, "adapted", known, args)
+    assert [s.schedule for s in chosen] == [better] * 2  # two targets, nothing of ours near them
+
+
 def test_bad_input(args: Proteins) -> None:
+    refuse(lambda: main(replace(args, samples=13)), "--samples 13", "12 sequences")
     refuse(lambda: main(replace(args, models=("adapted",))), "name=FOLDER")
     refuse(lambda: main(replace(args, rows=100)), "commonest length, 9", "--rows")
     refuse(lambda: main(replace(args, rows=-1)), "rows=-1", "at least 0")

@@ -133,7 +133,10 @@ def test_ratios_are_within_a_round_and_per_pass(tmp_path: Path) -> None:
 
 
 def test_the_command_goes_on_where_it_was_stopped(
-    model: specmask.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: specmask.Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     command = ["bench-speed", str(tmp_path / "model"), "--out", str(out), "--scales", "model"]
@@ -157,6 +160,16 @@ def test_the_command_goes_on_where_it_was_stopped(
     text = (out / "speed.md").read_text(encoding="utf-8")
     assert main(["bench-speed", "--out", str(out)]) == 0  # from the results alone
     assert (out / "speed.md").read_text(encoding="utf-8") == text
+    assert main([*command, "--equal-steps", "3"]) == 0  # other steps are timed beside
+    more = (out / "speed.jsonl").read_text(encoding="utf-8").removeprefix(after)
+    assert more.count("\n") == 1
+    assert '"3 steps"' in more
+    other = (
+        (out / "speed.jsonl").read_text(encoding="utf-8").replace('"weights": "', '"weights": "0')
+    )
+    (out / "speed.jsonl").write_text(other, encoding="utf-8")
+    assert main(command) == 2
+    assert "--overwrite" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,20 @@ def test_errors_of_several_seeds_are_over_seeds() -> None:
     assert cells[12] == "never as good, 2.00, 2.14"  # of each seed: a bit is a factor of 2
 
 
+def test_errors_over_rows_and_over_seeds_add_up() -> None:
+    """Rows that gain 0.4 and 0.6 bits, and seeds that gain 0.1 more and less than that."""
+    told = []
+    for seed, shift in enumerate((-0.1, 0.0, 0.1)):
+        better = points_of("better", seed, shift - 0.5, 1)
+        for p in better:
+            if "each" in p:
+                p["each"]["bits"] = [p["each"]["bits"][0] - 0.1, p["each"]["bits"][1] + 0.1]
+        told += [*points_of(BASE, seed, 0.0, 1), *better]
+    (line,) = [x for x in table(read(told), BASE, ("ablation",)).splitlines() if "| better" in x]
+    error = math.hypot(0.1, 0.1 / math.sqrt(3))  # 0.1·√2 / √2 over two rows, 0.1 / √3 over seeds
+    assert f"-0.500 ± {error:.3f}" in line
+
+
 def test_every_variant_can_be_built() -> None:
     for name, variant in VARIANTS.items():
         made = build(replace(bench.NETWORK, **variant.network))

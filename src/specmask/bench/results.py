@@ -18,7 +18,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from specmask.bench.evidence import FIGURES, PAGE, README, ZOO, Evidence
+from specmask.bench.evidence import CHOOSER, FIGURES, PAGE, README, ZOO, Evidence
 from specmask.bench.result_models import proteins, subwords, trainings
 from specmask.bench.result_quality import (
     README_ALT,
@@ -130,10 +130,9 @@ def picture(e: Evidence) -> str:
     cheaper = f"Plain sampling needs {series(ours)}" if ours else ""
     tuned = [f.factor for f in e.plain_factors["optimal cuts"].values()]
     if ours and tuned:
-        cheaper += (
-            f", with cuts optimised for the model {span(tuned, 2)} times at equal bits of 16 other "
-            "rows"
-        )
+        rows = next(p["rows"] for p in e.points(CHOOSER) if p["kind"] == "law")
+        cheaper += f", with cuts optimised for the model {span(tuned, 2)} times at equal bits"
+        cheaper += f" of {rows} other rows"
     cheaper += "; " if ours else ""
     caption = f"""*The shipped character model (draft {validation(log, "draft")}, target
 {validation(log, "target")} bits per character of validation text): spelling accuracy of
