@@ -120,11 +120,12 @@ def _difference(ones: Sequence[Trained], bases: dict[int, Trained], nfe: float, 
 
 
 def _factor(ones: Sequence[Trained], plain: dict[int, Trained], steps: int) -> str:
-    """`_factor_of` each seed; with its interval where there is one seed, since seeds tell more."""
+    """`_factor_of` each seed that plain was trained with; with its interval where there is one."""
     each = [_factor_of(one, plain, steps) for one in ones]
+    each = [told for told in each if told != "–"]
     if len(each) > 1:
         each = [told.partition(" (")[0] for told in each]
-    return "–" if "–" in each else ", ".join(each)
+    return ", ".join(each) or "–"
 
 
 def _factor_of(one: Trained, plain: dict[int, Trained], steps: int) -> str:
