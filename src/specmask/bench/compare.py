@@ -136,7 +136,7 @@ def factors_at_equal(
     mine = [_Rows(point, quality) for point, _ in chosen]
     for _ in range(replicates if chosen else 0):
         shared = _Shared(int(generator.integers(1 << 62)))
-        again = [rows.drawn(generator, shared) for rows in theirs]
+        again = frontier([rows.drawn(generator, shared) for rows in theirs], quality, sign)
         for costs, rows in zip(found, mine, strict=True):
             point = rows.drawn(generator, shared)
             costs.append(cost_at(again, quality, sign, point[quality]) / point["nfe"])
